@@ -29,7 +29,8 @@ let package = Package(
     platforms: [.macOS(.v14)],
     products: [
         .library(name: "Torch", targets: ["Torch", "TorchNN", "TorchOptimizers"]),
-        .library(name: "Subquadratic", targets: ["SequenceMixers", "SequenceModels", "Datasets", "Training", "Inference"]),
+        .library(
+            name: "Subquadratic", targets: ["SequenceMixers", "SequenceModels", "Datasets", "Training", "Inference"]),
         .executable(name: "subq", targets: ["subq"]),
     ],
     dependencies: [
@@ -62,7 +63,8 @@ let package = Package(
         .executableTarget(
             name: "subq",
             dependencies: [
-                "Torch", "TorchNN", "SequenceMixers", "SequenceModels", "Datasets", "Conformance", "Inference", "Training",
+                "Torch", "TorchNN", "SequenceMixers", "SequenceModels", "Datasets", "Conformance", "Inference",
+                "Training",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: swiftSettings),
 

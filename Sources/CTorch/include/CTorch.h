@@ -1,1 +1,17 @@
+// The C face of LibTorch: everything Swift may call. No C++ type and no exception crosses it.
+//
+// Conventions. A `ctorch_tensor` is an owned handle that `ctorch_tensor_free` releases; arguments are borrowed, results are
+// owned by the caller. Every function that can fail takes a `ctorch_error *` last: on failure it fills it (the caller frees
+// `message`) and returns NULL or zero. Shapes and dimension lists are a pointer and a count.
 #pragma once
+
+#include "ctorch_core.h"
+#include "ctorch_creation.h"
+#include "ctorch_pointwise.h"
+#include "ctorch_reduction.h"
+#include "ctorch_shape.h"
+#include "ctorch_nn.h"
+#include "ctorch_autograd.h"
+#include "ctorch_optimizer.h"
+#include "ctorch_allocator.h"
+#include "ctorch_kernels.h"
