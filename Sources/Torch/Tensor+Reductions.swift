@@ -23,6 +23,17 @@ extension Tensor {
         reduced("norm", dims, keepDim) { ctorch_norm($0, order, $1, $2, $3, $4) }
     }
 
+    /// √x, with a gradient of 0 where x is 0 (that of √ is infinite there).
+    public func safeRoot() -> Tensor {
+        let positive = self .> 0
+        return select(positive, select(positive, self, Tensor.ones(like: self)).sqrt(), Tensor.zeros(like: self))
+    }
+
+    /// The Euclidean norm over the named dimensions, kept with size 1, with a gradient of 0 where the norm is 0.
+    public func safeNorm(_ dims: Int...) -> Tensor {
+        square().reduced("sum", dims, true, ctorch_sum).safeRoot()
+    }
+
     public func product(_ dim: Int, keepDim: Bool = false) -> Tensor {
         call("prod", self) { ctorch_prod($0, Int64(dim), keepDim, $1) }
     }

@@ -1,0 +1,110 @@
+import Foundation
+import SequenceMixers
+import Torch
+
+/// Compares the project's mechanisms with numbers from their authors' code.
+///
+/// A golden file names a system, a variant and settings, and holds inputs, parameters, outputs and gradients in float64.
+/// Each is compared in float64 and float32, on the efficient form and on the reference form.
+public enum ConformanceRunner {
+    /// Allowed deviation relative to a tensor's largest magnitude.
+    public static let tolerances: [(dtype: DType, tolerance: Double)] = [(.float64, 1e-9), (.float32, 1e-4)]
+
+    /// Compares one file; whatever is wrong with it is in the report.
+    public static func check(_ url: URL, named name: String? = nil) -> ConformanceReport {
+        var comparison = Comparison()
+        var system = "?"
+        var variant = "?"
+        do {
+            let file = try GoldenFile(url)
+            (system, variant) = (file.system, file.variant)
+            let entry = try MixerCatalogue.entry(named: system)
+            for (dtype, tolerance) in tolerances {
+                for usesReference in [false, true] {
+                    comparison.begin(dtype, tolerance, usesReference ? "reference form" : "efficient form")
+                    try withTorchErrors { try compare(file, entry, dtype, usesReference, &comparison) }
+                }
+            }
+        } catch {
+            comparison.failures.append("\(error)")
+        }
+        return ConformanceReport(
+            file: name ?? url.path, system: system, variant: variant, checks: comparison.checks, worst: comparison.worst,
+            failures: comparison.failures)
+    }
+
+    private static func compare(
+        _ file: GoldenFile, _ entry: CatalogueEntry, _ dtype: DType, _ usesReference: Bool, _ comparison: inout Comparison
+    ) throws {
+        let golden = try file.golden(dtype)
+        let kind = try golden.settings.string("kind", or: "core", expecting: ["core", "layer", "model"])
+        let subject = try entry.golden(golden)
+        let result: GoldenResult
+        switch (subject, kind) {
+        case (.core(let core), "core"): result = try GoldenCore.evaluate(core, golden, usesReference)
+        case (.core(let core), "layer"): result = try GoldenLayer.evaluate(core, golden, usesReference)
+        case (.core, _):
+            result = try GoldenEncoder.evaluate(golden, usesReference) {
+                guard case .core(let core) = try entry.golden(golden) else {
+                    throw ConfigurationError("\(golden.system) has no core to build an encoder from")
+                }
+                return core
+            }
+        }
+        try noneLeft(golden.settings.unread, "setting")
+        comparison.compare("out", result.out, try golden.tensor("out"))
+        for (name, expected) in golden.tensors(prefixed: "grad.").sorted(by: { $0.key < $1.key }) {
+            guard let found = result.gradients[name] else { throw ConfigurationError("no input or parameter '\(name)' has a gradient") }
+            comparison.compare("grad.\(name)", found, expected)
+        }
+        let states = golden.tensors(prefixed: "final_state.")
+        for (name, expected) in states.sorted(by: { $0.key < $1.key }) where !usesReference {
+            guard let found = try result.finalState()[name] else { throw ConfigurationError("the mechanism keeps no state '\(name)'") }
+            comparison.compare("final_state.\(name)", found, expected)
+        }
+        try noneLeft(golden.unreadTensors, "tensor")
+    }
+
+    private static func noneLeft(_ names: [String], _ what: String) throws {
+        guard let first = names.first else { return }
+        let more = names.count > 1 ? " (and \(names.count - 1) more)" : ""
+        throw ConfigurationError("unknown \(what) '\(first)'\(more)")
+    }
+}
+
+/// What one evaluation gave.
+struct GoldenResult {
+    var out: Tensor
+    /// d(Σ out · cotangent) by input or `param.NAME`.
+    var gradients: [String: Tensor]
+    /// The state after streaming the whole sequence, computed only when asked for.
+    var finalState: () throws -> [String: Tensor]
+}
+
+/// Counts agreements and collects deviations.
+private struct Comparison {
+    var checks = 0
+    var worst: [String: Double] = [:]
+    var failures: [String] = []
+    private var dtype = DType.float64
+    private var tolerance = 0.0
+    private var form = ""
+
+    mutating func begin(_ dtype: DType, _ tolerance: Double, _ form: String) {
+        (self.dtype, self.tolerance, self.form) = (dtype, tolerance, form)
+    }
+
+    mutating func compare(_ name: String, _ found: Tensor, _ expected: Tensor) {
+        checks += 1
+        guard found.shape == expected.shape else {
+            failures.append("\(name) (\(dtype), \(form)): shape \(found.shape), expected \(expected.shape)")
+            return
+        }
+        let deviation = found.relativeError(to: expected)
+        worst["\(dtype)"] = max(worst["\(dtype)"] ?? 0, deviation)
+        if !(deviation <= tolerance) {
+            failures.append(
+                "\(name) (\(dtype), \(form)): off by \(String(format: "%.2e", deviation)) of the largest magnitude, allowed \(tolerance)")
+        }
+    }
+}

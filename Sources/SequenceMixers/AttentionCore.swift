@@ -1,0 +1,169 @@
+import Torch
+import TorchNN
+
+/// The part of an attention mechanism between its projections: from queries, keys and values to outputs.
+///
+/// q `[batch, heads, n, headDim]`, k `[batch, heads, m, headDim]`, v `[batch, heads, m, valueDim]`; the result is
+/// `[batch, heads, n, valueDim]`. `paddingMask` `[batch, m]` (bool) is true for a real key; rows of padded queries are
+/// computed like all others.
+public protocol AttentionCore: Module {
+    var isCausal: Bool { get }
+
+    /// The efficient form.
+    func callAsFunction(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?) -> Tensor
+
+    /// The paper's equations, literally: slow, quadratic where they are, and the truth that the efficient form is judged by.
+    func reference(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?) -> Tensor
+}
+
+/// A causal core that can carry a state.
+public protocol StreamingCore: AttentionCore {
+    associatedtype State: StreamingState
+
+    func initialState(_ shape: CoreShape) -> State
+
+    /// The next `n` tokens' queries, keys and values, after those that made `state`.
+    func prefill(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?, state: inout State) -> Tensor
+
+    /// One token, q, k `[batch, heads, headDim]`, v `[batch, heads, valueDim]`.
+    func step(_ q: Tensor, _ k: Tensor, _ v: Tensor, state: inout State) -> Tensor
+}
+
+/// Sizes and element type that a core's state is made for.
+public struct CoreShape: Sendable {
+    public var batch: Int
+    public var heads: Int
+    public var headDim: Int
+    public var valueDim: Int
+    public var dtype: DType
+    public var device: Device
+
+    public init(batch: Int, heads: Int, headDim: Int, valueDim: Int, dtype: DType = .float32, device: Device = .cpu) {
+        self.batch = batch
+        self.heads = heads
+        self.headDim = headDim
+        self.valueDim = valueDim
+        self.dtype = dtype
+        self.device = device
+    }
+}
+
+extension AttentionCore {
+    /// Traps when q, k, v and the mask do not fit together.
+    func check(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ paddingMask: Tensor?) {
+        let (sq, sk, sv) = (q.shape, k.shape, v.shape)
+        torchPrecondition(
+            sq.count == 4 && sk.count == 4 && sv.count == 4 && sq[0] == sk[0] && sk[0] == sv[0] && sq[1] == sk[1]
+                && sk[1] == sv[1] && sk[2] == sv[2] && sq[3] == sk[3],
+            in: "\(type(of: self))",
+            "expected q [batch, heads, n, d], k [batch, heads, m, d], v [batch, heads, m, e]; got \(sq), \(sk), \(sv)")
+        if let mask = paddingMask {
+            torchPrecondition(
+                sk.count == 4 && mask.shape == [sk[0], sk[2]] && mask.dtype == .bool, in: "\(type(of: self))",
+                "expected a bool paddingMask [batch, m] for keys \(sk); got \(mask.dtype) \(mask.shape)")
+        }
+    }
+}
+
+/// A layer that can evaluate its mechanism's reference form instead of the efficient one, to compare the two.
+public protocol ReferenceEvaluating: SequenceMixer {
+    var usesReference: Bool { get set }
+}
+
+/// Multi-head attention around a core: four projections, head h owning the channels `h * headDim ..< (h + 1) * headDim`.
+///
+/// Time and memory are the core's, plus O(N modelDim²) for the projections.
+public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating {
+    public let query: Linear
+    public let key: Linear
+    public let value: Linear
+    public let output: Linear
+    public let core: Core
+    public let rotary: RotaryEmbedding?
+    public let heads: Int
+
+    /// Evaluates the core's ``AttentionCore/reference(_:_:_:paddingMask:)`` instead of its efficient form.
+    public var usesReference = false
+
+    public init(
+        _ core: Core, modelDim: Int, heads: Int, bias: Bool = true, rotary: RotaryEmbedding? = nil,
+        using generator: RandomGenerator
+    ) {
+        torchPrecondition(
+            heads > 0 && modelDim.isMultiple(of: max(heads, 1)), in: "Attention",
+            "modelDim \(modelDim) is not a multiple of heads \(heads)")
+        self.core = core
+        self.heads = heads
+        self.rotary = rotary
+        query = Linear(modelDim, modelDim, bias: bias, using: generator)
+        key = Linear(modelDim, modelDim, bias: bias, using: generator)
+        value = Linear(modelDim, modelDim, bias: bias, using: generator)
+        output = Linear(modelDim, modelDim, bias: bias, using: generator)
+        super.init()
+    }
+
+    public var isCausal: Bool { core.isCausal }
+
+    public func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor {
+        let (q, k, v) = projected(x, offset: 0)
+        return merged(attend(q, k, v, paddingMask))
+    }
+
+    /// Attention from x `[batch, n, modelDim]` to `context` `[batch, m, modelDim]`; the mask is the context's.
+    public func callAsFunction(_ x: Tensor, context: Tensor, contextMask: Tensor? = nil) -> Tensor {
+        torchPrecondition(!core.isCausal, in: "Attention", "cross-attention to another sequence cannot be causal")
+        torchPrecondition(rotary == nil, in: "Attention", "cross-attention takes no rotary positions")
+        return merged(attend(split(query(x)), split(key(context)), split(value(context)), contextMask))
+    }
+
+    private func attend(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ mask: Tensor?) -> Tensor {
+        usesReference ? core.reference(q, k, v, paddingMask: mask) : core(q, k, v, paddingMask: mask)
+    }
+
+    private func projected(_ x: Tensor, offset: Int) -> (q: Tensor, k: Tensor, v: Tensor) {
+        let (q, k, v) = (split(query(x)), split(key(x)), split(value(x)))
+        guard let rotary else { return (q, k, v) }
+        return (rotary(q, offset: offset), rotary(k, offset: offset), v)
+    }
+
+    private func split(_ x: Tensor) -> Tensor {
+        x.reshaped(x.size(0), x.size(1), heads, -1).transposed(1, 2)  // [batch, heads, length, headDim]
+    }
+
+    private func merged(_ x: Tensor) -> Tensor {
+        output(x.transposed(1, 2).flattened(2, 3))  // [batch, length, modelDim]
+    }
+}
+
+/// A core's state and how many tokens it has seen (rotary positions need it).
+public struct AttentionState<CoreState: StreamingState>: StreamingState {
+    public var core: CoreState
+    public var position = 0
+
+    public var tensors: [String: Tensor] { core.tensors.merging(["position": Tensor(position)]) { kept, _ in kept } }
+}
+
+extension Attention: StreamingMixer where Core: StreamingCore {
+    public func initialState(batch: Int) -> AttentionState<Core.State> {
+        let weight = value.weight.value
+        let headDim = weight.size(0) / heads
+        return AttentionState(
+            core: core.initialState(
+                CoreShape(
+                    batch: batch, heads: heads, headDim: headDim, valueDim: headDim, dtype: weight.dtype, device: weight.device)))
+    }
+
+    public func prefill(_ x: Tensor, paddingMask: Tensor?, state: inout AttentionState<Core.State>) -> Tensor {
+        let (q, k, v) = projected(x, offset: state.position)
+        state.position += x.size(1)
+        return merged(core.prefill(q, k, v, paddingMask: paddingMask, state: &state.core))
+    }
+
+    public func step(_ x: Tensor, state: inout AttentionState<Core.State>) -> Tensor {
+        torchPrecondition(x.rank == 2, in: "Attention.step", "expected one token [batch, modelDim]; got \(x.shape)")
+        let (q, k, v) = projected(x.unsqueezed(1), offset: state.position)
+        state.position += 1
+        let y = core.step(q.squeezed(2), k.squeezed(2), v.squeezed(2), state: &state.core)
+        return output(y.flattened(1, 2))
+    }
+}

@@ -1,0 +1,82 @@
+import Torch
+
+/// Every mechanism there is. Adding one adds a line here.
+public enum MixerCatalogue {
+    public static let entries: [CatalogueEntry] = [
+        SoftmaxOptions.catalogueEntry,
+        LinearOptions.catalogueEntry,
+        MomentumOptions.catalogueEntry,
+    ]
+
+    /// - Throws: ``ConfigurationError`` that names the nearest mechanism there is.
+    public static func entry(named name: String) throws -> CatalogueEntry {
+        if let entry = entries.first(where: { $0.name == name }) { return entry }
+        let names = entries.map(\.name)
+        let hint = NearestName.find(name, in: names).map { "; did you mean '\($0)'?" } ?? ""
+        throw ConfigurationError("unknown mixer '\(name)'\(hint) (there are: \(names.joined(separator: ", ")))")
+    }
+}
+
+/// Where a mechanism was published.
+public struct Paper: Sendable, Codable {
+    public let title: String
+    public let authors: String
+    public let year: Int
+    public let arXiv: String
+
+    public init(_ title: String, authors: String, year: Int, arXiv: String) {
+        self.title = title
+        self.authors = authors
+        self.year = year
+        self.arXiv = arXiv
+    }
+}
+
+/// Whether a mechanism can take a sequence token by token.
+public enum StreamingSupport: String, Sendable, Codable {
+    /// With a state whose size does not depend on the length.
+    case constant
+    /// With a state that grows with the length.
+    case growing
+    case none
+}
+
+/// What the catalogue says about a mechanism, and how it is built.
+public struct CatalogueEntry: Sendable {
+    public let name: String
+    public let title: String
+    public let paper: Paper
+    public let causal: Bool
+    public let bidirectional: Bool
+    public let padding: Bool
+    public let crossAttention: Bool
+    public let streaming: StreamingSupport
+    /// Whether queries and keys may get rotary positions.
+    public let rotary: Bool
+    /// Cost in the length N, for training.
+    public let time: String
+    public let memory: String
+    public let options: any MixerOptions.Type
+    /// Builds what a golden file describes, to be compared with its numbers.
+    public let golden: @Sendable (GoldenCase) throws -> GoldenSubject
+
+    public init(
+        name: String, title: String, paper: Paper, causal: Bool, bidirectional: Bool, padding: Bool, crossAttention: Bool,
+        streaming: StreamingSupport, rotary: Bool = false, time: String, memory: String, options: any MixerOptions.Type,
+        golden: @escaping @Sendable (GoldenCase) throws -> GoldenSubject
+    ) {
+        self.name = name
+        self.title = title
+        self.paper = paper
+        self.causal = causal
+        self.bidirectional = bidirectional
+        self.padding = padding
+        self.crossAttention = crossAttention
+        self.streaming = streaming
+        self.rotary = rotary
+        self.time = time
+        self.memory = memory
+        self.options = options
+        self.golden = golden
+    }
+}

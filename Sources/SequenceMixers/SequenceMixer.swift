@@ -1,0 +1,69 @@
+import Torch
+import TorchNN
+
+/// A layer that lets the positions of a sequence see each other: x `[batch, length, modelDim]` to the same shape.
+///
+/// Every mechanism of the catalogue is one, whatever it computes inside. The contract, the same for all of them:
+/// - any length from 1 up, any batch;
+/// - `paddingMask` `[batch, length]` is true for a real token. A padded position never changes the output at a real one;
+///   what stands at padded positions of the output is unspecified;
+/// - a causal mixer's output at t depends on the tokens up to t only.
+public protocol SequenceMixer: Module {
+    /// Whether a position sees only itself and what is before it.
+    var isCausal: Bool { get }
+
+    func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor
+}
+
+extension SequenceMixer {
+    public func callAsFunction(_ x: Tensor) -> Tensor { self(x, paddingMask: nil) }
+}
+
+/// A causal mixer that can also take a sequence piece by piece, carrying a state.
+///
+/// ``prefill(_:paddingMask:state:)`` of a sequence cut anywhere, followed by ``step(_:state:)`` for the rest, gives what one
+/// call on the whole sequence gives, to rounding.
+public protocol StreamingMixer: SequenceMixer {
+    associatedtype State: StreamingState
+
+    /// The state before the first token.
+    func initialState(batch: Int) -> State
+
+    /// Takes up `[batch, length, modelDim]` in parallel and returns the outputs there. Padded tokens leave the state alone.
+    func prefill(_ x: Tensor, paddingMask: Tensor?, state: inout State) -> Tensor
+
+    /// Takes up one token: `[batch, modelDim]` to the same shape.
+    func step(_ x: Tensor, state: inout State) -> Tensor
+}
+
+/// What a streaming mixer remembers: a value, so that a copy can go on by itself, and one that can be saved.
+public protocol StreamingState {
+    /// Everything there is to save, by name.
+    var tensors: [String: Tensor] { get }
+}
+
+extension StreamingMixer {
+    /// ``initialState(batch:)`` for callers that do not know which mixer they hold.
+    public func anyInitialState(batch: Int) -> any StreamingState { initialState(batch: batch) }
+
+    /// ``prefill(_:paddingMask:state:)`` on a state made by this mixer's ``anyInitialState(batch:)``.
+    public func prefill(_ x: Tensor, paddingMask: Tensor?, anyState: inout any StreamingState) -> Tensor {
+        var state = own(anyState)
+        defer { anyState = state }
+        return prefill(x, paddingMask: paddingMask, state: &state)
+    }
+
+    /// ``step(_:state:)`` on a state made by this mixer's ``anyInitialState(batch:)``.
+    public func step(_ x: Tensor, anyState: inout any StreamingState) -> Tensor {
+        var state = own(anyState)
+        defer { anyState = state }
+        return step(x, state: &state)
+    }
+
+    private func own(_ state: any StreamingState) -> State {
+        guard let state = state as? State else {
+            fatalError("\(type(of: self)): the state given, a \(type(of: state)), belongs to another mixer")
+        }
+        return state
+    }
+}

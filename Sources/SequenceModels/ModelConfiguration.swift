@@ -1,0 +1,101 @@
+import SequenceMixers
+import Torch
+import TorchNN
+
+/// Where a block normalizes: the sum (`post`, as in the original Transformer), or what goes into each sub-layer (`pre`).
+public enum NormPlacement: String, Codable, Sendable, CaseIterable {
+    case pre
+    case post
+}
+
+/// How a model knows where in the sequence a token stands.
+public enum PositionKind: String, Codable, Sendable, CaseIterable {
+    case none
+    /// A trained vector a position, up to the model's maximum length.
+    case learned
+    /// Sines and cosines added to the embedding; any length.
+    case sinusoidal
+    /// Half of the channels embed the token, the other half are sines and cosines; any length.
+    case sinusoidalConcatenated = "sinusoidal-concatenated"
+    /// Queries and keys are turned by their position, in mixers that compare them by a dot product; any length.
+    case rotary
+}
+
+/// How a classifier makes one vector of a sequence.
+public enum Pooling: String, Codable, Sendable, CaseIterable {
+    case mean
+    case first
+}
+
+/// The shape of a stack of blocks around any mixer, and of the model's ends; as `model:` in a recipe.
+public struct ModelConfiguration: Codable, Sendable {
+    public var layers = 4
+    public var modelDim = 256
+    public var heads = 4
+    /// Width of the feed-forward layers; left out, four times `modelDim`.
+    public var feedForwardDim: Int?
+    public var norm: NormPlacement = .pre
+    public var activation: Activation = .gelu
+    public var dropout = 0.0
+    public var normEpsilon = 1e-5
+    /// A LayerNorm after the last block.
+    public var finalNorm = true
+    public var position: PositionKind = .learned
+    public var mixer: MixerConfiguration
+    public var residual = ResidualConfiguration()
+    public var pooling: Pooling = .mean
+
+    public init(mixer: MixerConfiguration) { self.mixer = mixer }
+
+    public init(from decoder: any Decoder) throws {
+        let container = try decoder.container(keyedBy: CodingKeys.self)
+        mixer = try container.decode(MixerConfiguration.self, forKey: .mixer)
+        layers = try container.decodeIfPresent(Int.self, forKey: .layers) ?? layers
+        modelDim = try container.decodeIfPresent(Int.self, forKey: .modelDim) ?? modelDim
+        heads = try container.decodeIfPresent(Int.self, forKey: .heads) ?? heads
+        feedForwardDim = try container.decodeIfPresent(Int.self, forKey: .feedForwardDim)
+        norm = try container.decodeIfPresent(NormPlacement.self, forKey: .norm) ?? norm
+        activation = try container.decodeIfPresent(Activation.self, forKey: .activation) ?? activation
+        dropout = try container.decodeIfPresent(Double.self, forKey: .dropout) ?? dropout
+        normEpsilon = try container.decodeIfPresent(Double.self, forKey: .normEpsilon) ?? normEpsilon
+        finalNorm = try container.decodeIfPresent(Bool.self, forKey: .finalNorm) ?? finalNorm
+        position = try container.decodeIfPresent(PositionKind.self, forKey: .position) ?? position
+        residual = try container.decodeIfPresent(ResidualConfiguration.self, forKey: .residual) ?? residual
+        pooling = try container.decodeIfPresent(Pooling.self, forKey: .pooling) ?? pooling
+    }
+
+    public var resolvedFeedForwardDim: Int { feedForwardDim ?? 4 * modelDim }
+
+    /// - Throws: ``ConfigurationError`` naming the first value that is out of range.
+    public func validate() throws {
+        try require(layers, atLeast: 1, "layers")
+        try require(modelDim, atLeast: 1, "modelDim")
+        try require(heads, atLeast: 1, "heads")
+        try require(resolvedFeedForwardDim, atLeast: 1, "feedForwardDim")
+        guard modelDim.isMultiple(of: heads) else {
+            throw ConfigurationError("modelDim \(modelDim) is not a multiple of heads \(heads)")
+        }
+        guard (0..<1).contains(dropout) else {
+            throw ConfigurationError("dropout must be at least 0 and below 1, not \(dropout)")
+        }
+        guard normEpsilon > 0 else { throw ConfigurationError("normEpsilon must be above 0, not \(normEpsilon)") }
+        if position == .sinusoidalConcatenated && !modelDim.isMultiple(of: 4) {
+            throw ConfigurationError("position sinusoidal-concatenated needs modelDim to be a multiple of 4, not \(modelDim)")
+        }
+        if position == .sinusoidal && !modelDim.isMultiple(of: 2) {
+            throw ConfigurationError("position sinusoidal needs an even modelDim, not \(modelDim)")
+        }
+        try residual.validate()
+    }
+
+    private func require(_ value: Int, atLeast least: Int, _ name: String) throws {
+        guard value >= least else { throw ConfigurationError("\(name) must be at least \(least), not \(value)") }
+    }
+
+    /// The same settings for one layer's mixer.
+    func mixerContext(isCausal: Bool, maximumLength: Int?, using generator: RandomGenerator) throws -> MixerContext {
+        try MixerContext(
+            modelDim: modelDim, heads: heads, isCausal: isCausal, maximumLength: maximumLength,
+            usesRotary: position == .rotary, generator: generator)
+    }
+}

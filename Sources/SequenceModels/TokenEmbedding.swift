@@ -1,0 +1,43 @@
+import SequenceMixers
+import Torch
+import TorchNN
+
+/// Token ids to vectors, with the positions that a model puts in at its entrance.
+public final class TokenEmbedding: Module {
+    public let token: Embedding
+    public let learned: LearnedPositionalEmbedding?
+    private let sinusoidal: SinusoidalPositionalEmbedding?
+    private let concatenates: Bool
+    /// The longest sequence it has positions for; nil for any.
+    public let maximumLength: Int?
+
+    public init(_ vocabulary: Int, _ configuration: ModelConfiguration, maximumLength: Int, using generator: RandomGenerator) {
+        let dim = configuration.modelDim
+        concatenates = configuration.position == .sinusoidalConcatenated
+        token = Embedding(vocabulary, concatenates ? dim / 2 : dim, using: generator)
+        // Small enough that what the blocks add counts from the first step on.
+        Initializer.normal(deviation: 0.02).apply(to: token.weight, using: generator)
+        learned =
+            configuration.position == .learned
+            ? LearnedPositionalEmbedding(maximumLength: maximumLength, dim: dim, using: generator) : nil
+        sinusoidal =
+            switch configuration.position {
+            case .sinusoidal: SinusoidalPositionalEmbedding(dim)
+            case .sinusoidalConcatenated: SinusoidalPositionalEmbedding(dim / 2)
+            case .none, .learned, .rotary: nil
+            }
+        self.maximumLength = learned == nil ? nil : maximumLength
+        super.init()
+    }
+
+    /// int64 ids `[batch, length]`, the first at position `offset` → `[batch, length, modelDim]`.
+    public func callAsFunction(_ ids: Tensor, offset: Int = 0) -> Tensor {
+        let x = token(ids)
+        let length = ids.size(1)
+        if let learned { return x + learned(length: length, offset: offset) }
+        guard let sinusoidal else { return x }
+        let positions = sinusoidal(length: length, offset: offset).to(x.dtype).to(x.device)
+        if !concatenates { return x + positions }
+        return concatenate([x, positions.unsqueezed(0).expanded(to: [ids.size(0), -1, -1])], dim: 2)
+    }
+}
