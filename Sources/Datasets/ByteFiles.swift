@@ -4,7 +4,8 @@ import Foundation
 public enum ByteFiles {
     /// The bytes of a file, or of all files of a folder one after the other.
     ///
-    /// In a folder, regular files at any depth count, sorted by their path; hidden ones are skipped.
+    /// In a folder, regular files at any depth count, sorted by their path; hidden ones, and links to folders, are
+    /// skipped.
     /// - Parameters:
     ///   - url: a file or a folder.
     ///   - extensions: when not empty, the only name endings that count in a folder, without the dot;

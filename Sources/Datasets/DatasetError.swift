@@ -26,7 +26,7 @@ public enum DatasetError: Error, Equatable, Sendable {
     case malformedExpression(token: Int, reason: String)
     /// Stated answers differ from the computed ones; the line, from 1, is that of the first.
     case wrongAnswers(path: String, count: Int, line: Int, stated: Int, correct: Int)
-    /// The two evaluators disagree about an expression: a defect of this library, never written to a file.
+    /// The stated answer and those of the two evaluators are not all the same; such an example is never written.
     case unprovenAnswer(expression: String, answers: [Int])
     /// So many draws in a row gave nothing new that the generator gave up.
     case exhausted(what: String, found: Int, wanted: Int)
@@ -64,7 +64,7 @@ extension DatasetError: CustomStringConvertible {
         case .wrongAnswers(let path, let count, let line, let stated, let correct):
             "\(path):\(line): states the answer \(stated), correct is \(correct) (wrong answers in the file: \(count))"
         case .unprovenAnswer(let expression, let answers):
-            "ListOps expression \(expression.prefix(60)): evaluators disagree: \(answers)"
+            "ListOps expression \(expression.prefix(60)): its answers disagree: \(answers)"
         case .exhausted(let what, let found, let wanted):
             "\(what): found only \(found) of \(wanted) distinct examples; widen the lengths or ask for fewer"
         case .invalidPosition(let reason):

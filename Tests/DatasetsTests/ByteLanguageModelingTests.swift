@@ -4,11 +4,6 @@ import Testing
 @testable import Datasets
 
 @Suite struct ByteLanguageModelingTests {
-    /// A text in which the pair of bytes at i tells i, for texts of up to 65,536 bytes.
-    static func numberedText(_ count: Int) -> Data {
-        Data((0..<count).map { UInt8(truncatingIfNeeded: $0.isMultiple(of: 2) ? $0 / 2 : $0 / 512) })
-    }
-
     static func text(_ count: Int, seed: UInt64) -> Data {
         var generator = SeededGenerator(seed: seed)
         return Data((0..<count).map { _ in UInt8(generator.next(below: 256)) })
@@ -19,9 +14,10 @@ import Testing
         var generator = SeededGenerator(seed: seed)
         let length = 1 + generator.next(below: 20)
         let batchSize = 1 + generator.next(below: 5)
-        let bytes = Self.text(2 + generator.next(below: 200), seed: seed)
-        let all = SplitFractions(train: 0, validation: 0, test: 1)
-        let task = try ByteLanguageModeling(ByteCorpus(bytes, name: "text", fractions: all), length: length)
+        let bytes = Self.text(3 + generator.next(below: 200), seed: seed)
+        let fractions = SplitFractions(train: 0.25, validation: 0, test: 0.75)
+        let corpus = try ByteCorpus(bytes, name: "text", fractions: fractions)
+        let task = try ByteLanguageModeling(corpus, length: length)
         var inputs: [Int32] = []
         var targets: [Int32] = []
         for batch in try task.evaluationBatches(of: .test, batchSize: batchSize) {
@@ -37,17 +33,19 @@ import Testing
                 }
             }
         }
-        #expect(inputs == bytes.dropLast().map { Int32($0) })
-        #expect(targets == bytes.dropFirst().map { Int32($0) })
+        #expect(inputs == corpus[.test].dropLast().map { Int32($0) })
+        #expect(targets == corpus[.test].dropFirst().map { Int32($0) })
     }
 
     @Test(arguments: 0..<40 as Range<UInt64>)
     func epochSharesNoTargetAndMissesFew(seed: UInt64) throws {
         var generator = SeededGenerator(seed: seed)
-        let length = 2 + generator.next(below: 30)
+        let length = 5 + generator.next(below: 30)
         let batchSize = 1 + generator.next(below: 4)
         let count = batchSize * length + 1 + generator.next(below: 3000)
-        let bytes = Self.numberedText(count)
+        let bytes = Self.text(count, seed: seed)
+        let places = Dictionary(
+            uniqueKeysWithValues: (0..<count - length).map { (bytes[$0...$0 + length].map { Int32($0) }, $0) })
         var source = try ByteWindowBatches(bytes, name: "text", length: length, batchSize: batchSize, seed: seed)
         let batches = try #require(source.batchesPerEpoch)
         var orders: [[Int]] = []
@@ -57,34 +55,24 @@ import Testing
                 let batch = source.next()
                 #expect(batch.batch == batchSize && batch.length == length && batch.paddingMask == nil)
                 for row in 0..<batchSize {
-                    let window = batch.inputs[row * length..<(row + 1) * length]
-                    let next = batch.targets[(row + 1) * length - 1]
-                    let start = try #require(Self.start(of: window.map { UInt8($0) }, in: bytes))
-                    #expect(Int32(bytes[start + length]) == next)
-                    #expect(Array(window.dropFirst()) == Array(batch.targets[row * length..<(row + 1) * length - 1]))
-                    starts.append(start)
+                    let inputs = Array(batch.inputs[row * length..<(row + 1) * length])
+                    let targets = Array(batch.targets[row * length..<(row + 1) * length])
+                    #expect(inputs.dropFirst().elementsEqual(targets.dropLast()))
+                    starts.append(try #require(places[inputs + targets.suffix(1)]))
                 }
             }
-            #expect(Set(starts.map { $0 / 1 }).count == starts.count)
+            #expect(Set(starts).count == starts.count)
             #expect(Set(starts.map { $0 % length }).count == 1, "windows of an epoch share one offset")
-            #expect(count - 1 - starts.count * length < (batchSize + 1) * length + length)
+            // Left out: what fills no batch, and the window that makes room for the offset.
+            #expect(count - 1 - starts.count * length < (batchSize + 1) * length)
             orders.append(starts)
         }
         #expect(batches < 5 || orders[0] != orders[1])
         #expect(source.position == BatchPosition(seed: seed, epoch: 2, index: 0))
     }
 
-    private static func start(of window: [UInt8], in bytes: Data) -> Int? {
-        let even = window.indices.dropLast().first { index in
-            let start = 2 * Int(window[index]) + 512 * Int(window[index + 1]) - index
-            return start >= 0 && start + window.count <= bytes.count
-                && Array(bytes[start..<start + window.count]) == window
-        }
-        return even.map { 2 * Int(window[$0]) + 512 * Int(window[$0 + 1]) - $0 }
-    }
-
     @Test func offsetsReachEveryByte() throws {
-        let bytes = Self.numberedText(50)
+        let bytes = Data(0..<50)
         var source = try ByteWindowBatches(bytes, name: "text", length: 8, batchSize: 2, seed: 3)
         var seen = Set<Int32>()
         for _ in 0..<400 { seen.formUnion(source.next().targets) }

@@ -63,7 +63,7 @@ import Testing
 
     @Test(arguments: [
         ("", 1, "expected an expression, found nothing"),
-        ("( )", 1, "expected an expression, found nothing"),
+        ("( )", 3, "expected an expression, found nothing"),
         ("[MIN 1 2", 4, "expected `]`, found the end"),
         ("[MIN ]", 2, "an operator without arguments"),
         ("]", 1, "`]` without an operator"),
@@ -71,7 +71,7 @@ import Testing
         ("[MIN 1 ] ]", 4, "the expression has already ended, found `]`"),
         ("[AVG 1 ]", 1, "`[AVG` is not a ListOps token"),
         ("[MIN 10 ]", 2, "`10` is not a ListOps token"),
-        ("( ( [MAX 2 ) ] ]", 6, "the expression has already ended, found `]`"),
+        ("( ( [MAX 2 ) ] ]", 7, "the expression has already ended, found `]`"),
         ("( ( [MAX 2 ) ]", 7, "expected `)`, found the end"),
         ("( ( [MAX 2 ] ) )", 5, "expected `)`, found `]`"),
         ("( ( ( [MAX 2 ) ] ) )", 3, "expected `[MAX`, found `(`"),
@@ -119,12 +119,12 @@ import Testing
                 default: bytes.remove(at: index)
                 }
             }
-            do throws(DatasetError) {
-                let expression = try ListOpsExpression(bytes: bytes)
+            switch Result(catching: { () throws(DatasetError) in try ListOpsExpression(bytes: bytes) }) {
+            case .success(let expression):
                 #expect(expression.value == expression.stackMachineValue)
-                #expect(try! ListOpsExpression(expression.binaryDescription) == expression)
-            } catch {
-                #expect(!error.description.contains("\n"))
+                #expect(try ListOpsExpression(expression.binaryDescription) == expression)
+            case .failure(let error):
+                #expect(!error.description.contains { $0.isNewline })
             }
         }
     }

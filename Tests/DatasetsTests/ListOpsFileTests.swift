@@ -103,7 +103,7 @@ import Testing
         let alphabet = Array("0123456789[]MINAXEDS()\t\n\r \u{0}\u{FF}".utf8)
         for _ in 0..<10 {
             var bytes = Array(("Source\tTarget\n" + rows.joined()).utf8)
-            for _ in 0...generator.next(below: 4) {
+            for _ in 0...generator.next(below: 4) where !bytes.isEmpty {
                 let index = generator.next(below: bytes.count)
                 switch generator.next(below: 4) {
                 case 0: bytes[index] = alphabet[generator.next(below: alphabet.count)]

@@ -23,7 +23,7 @@ import Testing
 
     @Test func numbersOfASeedNeverChange() {
         var generator = SeededGenerator(seed: 7, path: 3, 1)
-        #expect((0..<8).map { _ in generator.next(below: 1000) } == [0])
+        #expect((0..<8).map { _ in generator.next(below: 1000) } == [133, 232, 582, 490, 44, 847, 952, 22])
     }
 
     @Test(arguments: 0..<10 as Range<UInt64>)
