@@ -95,6 +95,10 @@ extension Error {
         if error.domain == NSPOSIXErrorDomain {
             return String(cString: strerror(Int32(error.code)))
         }
-        return error.localizedDescription.replacing("\n", with: " ")
+        return switch (self as? CocoaError)?.code {
+        case .fileReadNoPermission, .fileWriteNoPermission: "Permission denied"
+        case .fileWriteOutOfSpace: "No space left on device"
+        default: error.localizedDescription.replacing("\n", with: " ")
+        }
     }
 }
