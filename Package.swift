@@ -52,6 +52,7 @@ let package = Package(
         room("SequenceModels", ["Torch", "TorchNN", "SequenceMixers"]),
         room("Datasets", ["CZlib"]),
         room("Conformance", ["Torch", "TorchNN", "SequenceMixers", "SequenceModels"]),
+        room("Benchmarking", ["Torch", "TorchNN", "TorchOptimizers", "SequenceMixers", "SequenceModels", "Inference"]),
         room("Inference", ["Torch", "TorchNN", "SequenceMixers", "SequenceModels"]),
         room(
             "Training",
@@ -77,6 +78,7 @@ let package = Package(
         tests(of: "Conformance"),
         tests(of: "Inference"),
         tests(of: "Training"),
+        tests(of: "Benchmarking"),
     ],
     cxxLanguageStandard: .cxx20
 )

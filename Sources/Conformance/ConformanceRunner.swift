@@ -29,12 +29,14 @@ public enum ConformanceRunner {
             comparison.failures.append("\(error)")
         }
         return ConformanceReport(
-            file: name ?? url.path, system: system, variant: variant, checks: comparison.checks, worst: comparison.worst,
+            file: name ?? url.path, system: system, variant: variant, checks: comparison.checks,
+            worst: comparison.worst,
             failures: comparison.failures)
     }
 
     private static func compare(
-        _ file: GoldenFile, _ entry: CatalogueEntry, _ dtype: DType, _ usesReference: Bool, _ comparison: inout Comparison
+        _ file: GoldenFile, _ entry: CatalogueEntry, _ dtype: DType, _ usesReference: Bool,
+        _ comparison: inout Comparison
     ) throws {
         let golden = try file.golden(dtype)
         let kind = try golden.settings.string("kind", or: "core", expecting: ["core", "layer", "model"])
@@ -54,12 +56,16 @@ public enum ConformanceRunner {
         try noneLeft(golden.settings.unread, "setting")
         comparison.compare("out", result.out, try golden.tensor("out"))
         for (name, expected) in golden.tensors(prefixed: "grad.").sorted(by: { $0.key < $1.key }) {
-            guard let found = result.gradients[name] else { throw ConfigurationError("no input or parameter '\(name)' has a gradient") }
+            guard let found = result.gradients[name] else {
+                throw ConfigurationError("no input or parameter '\(name)' has a gradient")
+            }
             comparison.compare("grad.\(name)", found, expected)
         }
         let states = golden.tensors(prefixed: "final_state.")
         for (name, expected) in states.sorted(by: { $0.key < $1.key }) where !usesReference {
-            guard let found = try result.finalState()[name] else { throw ConfigurationError("the mechanism keeps no state '\(name)'") }
+            guard let found = try result.finalState()[name] else {
+                throw ConfigurationError("the mechanism keeps no state '\(name)'")
+            }
             comparison.compare("final_state.\(name)", found, expected)
         }
         try noneLeft(golden.unreadTensors, "tensor")
@@ -104,7 +110,8 @@ private struct Comparison {
         worst["\(dtype)"] = max(worst["\(dtype)"] ?? 0, deviation)
         if !(deviation <= tolerance) {
             failures.append(
-                "\(name) (\(dtype), \(form)): off by \(String(format: "%.2e", deviation)) of the largest magnitude, allowed \(tolerance)")
+                "\(name) (\(dtype), \(form)): off by \(String(format: "%.2e", deviation)) of the largest magnitude, allowed \(tolerance)"
+            )
         }
     }
 }

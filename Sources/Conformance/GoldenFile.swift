@@ -43,7 +43,8 @@ extension GoldenCase {
     func paddingMask() throws -> Tensor? {
         let mask = optionalTensor("padding_mask").map { $0 .!= 0 }
         if let padding = try settings.optionalBool("padding"), padding != (mask != nil) {
-            throw ConfigurationError("setting 'padding' is \(padding), but the file has \(mask == nil ? "no" : "a") padding_mask")
+            throw ConfigurationError(
+                "setting 'padding' is \(padding), but the file has \(mask == nil ? "no" : "a") padding_mask")
         }
         return mask
     }

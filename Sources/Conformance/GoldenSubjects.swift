@@ -5,7 +5,8 @@ import Torch
 import TorchNN
 
 enum GoldenCore {
-    static func evaluate(_ core: any AttentionCore, _ golden: GoldenCase, _ usesReference: Bool) throws -> GoldenResult {
+    static func evaluate(_ core: any AttentionCore, _ golden: GoldenCase, _ usesReference: Bool) throws -> GoldenResult
+    {
         let names = ["q", "k", "v"]
         let inputs = try names.map { try golden.tensor($0).requiringGrad() }
         let (q, k, v) = (inputs[0], inputs[1], inputs[2])
@@ -18,7 +19,9 @@ enum GoldenCore {
         let out = usesReference ? core.reference(q, k, v, paddingMask: mask) : core(q, k, v, paddingMask: mask)
         let found = gradients(of: [out], weightedBy: [try golden.tensor("cotangent")], withRespectTo: inputs)
         return GoldenResult(out: out, gradients: named(names, found)) {
-            guard let core = core as? any StreamingCore else { throw ConfigurationError("\(golden.system) does not stream") }
+            guard let core = core as? any StreamingCore else {
+                throw ConfigurationError("\(golden.system) does not stream")
+            }
             return finalState(core, q.detached(), k.detached(), v.detached(), mask)
         }
     }
@@ -37,20 +40,23 @@ enum GoldenLayer {
     /// The golden files' names of a layer's parameters, and ours.
     static let names = [("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "output")]
 
-    static func evaluate(_ core: any AttentionCore, _ golden: GoldenCase, _ usesReference: Bool) throws -> GoldenResult {
+    static func evaluate(_ core: any AttentionCore, _ golden: GoldenCase, _ usesReference: Bool) throws -> GoldenResult
+    {
         let x = try golden.tensor("x").requiringGrad()
         let heads = try golden.settings.int("heads")
         try golden.check("model_dim", x.size(2))
         try golden.check("length", x.size(1))
         try golden.check("head_dim", x.size(2) / max(heads, 1))
         let layer = try make(
-            core, x.size(2), heads, bias: golden.settings.optionalBool("bias") ?? true, usesReference, RandomGenerator(seed: 0))
+            core, x.size(2), heads, bias: golden.settings.optionalBool("bias") ?? true, usesReference,
+            RandomGenerator(seed: 0))
         let mask = try golden.paddingMask()
         return try ModuleEvaluation.evaluate(layer, golden, x, rename: rename) { layer($0, paddingMask: mask) }
     }
 
     static func make(
-        _ core: any AttentionCore, _ modelDim: Int, _ heads: Int, bias: Bool, _ usesReference: Bool, _ generator: RandomGenerator
+        _ core: any AttentionCore, _ modelDim: Int, _ heads: Int, bias: Bool, _ usesReference: Bool,
+        _ generator: RandomGenerator
     ) throws -> any SequenceMixer {
         guard heads > 0, modelDim.isMultiple(of: heads) else {
             throw ConfigurationError("model_dim \(modelDim) is not a multiple of heads \(heads)")
@@ -78,7 +84,8 @@ enum GoldenEncoder {
         let bias = try settings.optionalBool("bias") ?? true
         let generator = RandomGenerator(seed: 0)
         let mixers = try (0..<configuration.layers).map { _ in
-            try GoldenLayer.make(makeCore(), configuration.modelDim, configuration.heads, bias: bias, usesReference, generator)
+            try GoldenLayer.make(
+                makeCore(), configuration.modelDim, configuration.heads, bias: bias, usesReference, generator)
         }
         let encoder = SequenceEncoder(configuration, mixers: mixers, using: generator)
         let mask = try golden.paddingMask()
@@ -114,7 +121,8 @@ enum GoldenEncoder {
         guard let name = try settings.optionalString("residual") else { return ResidualConfiguration() }
         return ResidualConfiguration(
             try named("residual", name), momentum: try settings.optionalDouble("residual_momentum"),
-            stepSize: try settings.optionalDouble("residual_step_size"), delta: try settings.optionalDouble("residual_delta"))
+            stepSize: try settings.optionalDouble("residual_step_size"),
+            delta: try settings.optionalDouble("residual_delta"))
     }
 
     private static func named<Value: RawRepresentable<String>>(_ key: String, _ name: String) throws -> Value {
@@ -128,7 +136,8 @@ enum GoldenEncoder {
         let index = name[name.index(name.startIndex, offsetBy: 5)..<dot]
         let parts =
             GoldenLayer.names.map { ($0.0, "mixer.\($0.1)") } + [
-                ("norm1", "mixerNorm"), ("norm2", "feedForwardNorm"), ("ffn.fc1", "feedForward.up"), ("ffn.fc2", "feedForward.down"),
+                ("norm1", "mixerNorm"), ("norm2", "feedForwardNorm"), ("ffn.fc1", "feedForward.up"),
+                ("ffn.fc2", "feedForward.down"),
             ]
         let rest = String(name[name.index(after: dot)...])
         let renamed = parts.first { rest.hasPrefix($0.0 + ".") }.map { $0.1 + rest.dropFirst($0.0.count) } ?? rest
@@ -144,7 +153,8 @@ enum ModuleEvaluation {
         module.to(x.dtype)
         let given = golden.tensors(prefixed: "param.")
         _ = try module.load(
-            Dictionary(given.map { (rename($0.key), $0.value) }, uniquingKeysWith: { first, _ in first }), matching: .strict)
+            Dictionary(given.map { (rename($0.key), $0.value) }, uniquingKeysWith: { first, _ in first }),
+            matching: .strict)
         let out = body(x)
         let byName = Dictionary(uniqueKeysWithValues: module.namedParameters().map { ($0.name, $0.parameter.value) })
         let names = given.keys.sorted()

@@ -70,10 +70,15 @@ public protocol ReferenceEvaluating: SequenceMixer {
     var usesReference: Bool { get set }
 }
 
+/// A layer built around a core.
+public protocol CoreHolding: SequenceMixer {
+    var anyCore: any AttentionCore { get }
+}
+
 /// Multi-head attention around a core: four projections, head h owning the channels `h * headDim ..< (h + 1) * headDim`.
 ///
 /// Time and memory are the core's, plus O(N modelDim²) for the projections.
-public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating {
+public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating, CoreHolding {
     public let query: Linear
     public let key: Linear
     public let value: Linear
@@ -103,6 +108,7 @@ public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating {
     }
 
     public var isCausal: Bool { core.isCausal }
+    public var anyCore: any AttentionCore { core }
 
     public func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor {
         let (q, k, v) = projected(x, offset: 0)
@@ -150,7 +156,8 @@ extension Attention: StreamingMixer where Core: StreamingCore {
         return AttentionState(
             core: core.initialState(
                 CoreShape(
-                    batch: batch, heads: heads, headDim: headDim, valueDim: headDim, dtype: weight.dtype, device: weight.device)))
+                    batch: batch, heads: heads, headDim: headDim, valueDim: headDim, dtype: weight.dtype,
+                    device: weight.device)))
     }
 
     public func prefill(_ x: Tensor, paddingMask: Tensor?, state: inout AttentionState<Core.State>) -> Tensor {

@@ -52,10 +52,12 @@ public final class FeatureMap: Module {
     public let smoothing: Double
 
     public init(
-        _ kind: FeatureMapKind, omega: Tensor? = nil, temperature: Double? = nil, stabilizes: Bool = false, smoothing: Double = 1
+        _ kind: FeatureMapKind, omega: Tensor? = nil, temperature: Double? = nil, stabilizes: Bool = false,
+        smoothing: Double = 1
     ) {
         torchPrecondition(
-            kind.isRandom == (omega != nil), in: "FeatureMap", "'\(kind.rawValue)' \(kind.isRandom ? "needs" : "takes no") omega")
+            kind.isRandom == (omega != nil), in: "FeatureMap",
+            "'\(kind.rawValue)' \(kind.isRandom ? "needs" : "takes no") omega")
         self.kind = kind
         self.omega = omega.map { Buffer($0) }
         self.temperature = temperature

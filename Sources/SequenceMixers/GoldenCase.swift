@@ -23,7 +23,8 @@ public final class GoldenCase {
     /// Refuses a variant that the mechanism does not know.
     public func expect(variants: [String]) throws {
         guard variants.contains(variant) else {
-            throw ConfigurationError("unknown variant '\(variant)' of \(system); known: \(variants.joined(separator: ", "))")
+            throw ConfigurationError(
+                "unknown variant '\(variant)' of \(system); known: \(variants.joined(separator: ", "))")
         }
     }
 

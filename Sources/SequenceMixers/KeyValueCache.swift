@@ -44,7 +44,9 @@ public struct KeyValueCache: StreamingState {
             valueStore.copyInPlace(2, count..<end, from: v)
             if paddingMask != nil || maskStore != nil {
                 let store = maskStore ?? .ones([k.size(0), keyStore.size(2)], dtype: .bool, device: k.device)
-                store.copyInPlace(1, count..<end, from: paddingMask ?? .ones([k.size(0), end - count], dtype: .bool, device: k.device))
+                store.copyInPlace(
+                    1, count..<end,
+                    from: paddingMask ?? .ones([k.size(0), end - count], dtype: .bool, device: k.device))
                 maskStore = store
             }
         }

@@ -55,11 +55,13 @@ public final class LinearCore: Module, StreamingCore {
     // MARK: Streaming
 
     public func initialState(_ shape: CoreShape) -> LinearState {
-        let features = featureMap(Tensor.zeros([1, 1, 1, shape.headDim], dtype: shape.dtype, device: shape.device)).size(3)
+        let features = featureMap(Tensor.zeros([1, 1, 1, shape.headDim], dtype: shape.dtype, device: shape.device))
+            .size(3)
         return LinearState(shape, features: features, hasMomentum: false)
     }
 
-    public func prefill(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?, state: inout LinearState) -> Tensor {
+    public func prefill(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?, state: inout LinearState) -> Tensor
+    {
         check(q, k, v, paddingMask)
         torchPrecondition(isCausal, in: "LinearCore.prefill", "bidirectional attention cannot stream")
         let (out, final) = causalLinearAttention(
@@ -147,34 +149,44 @@ public struct LinearOptions: MixerOptions {
             throw ConfigurationError("linear: temperature must be above 0, not \(temperature)")
         }
         guard featureMap.isRandom else {
-            if features != nil { throw ConfigurationError("linear: featureMap '\(featureMap.rawValue)' takes no features") }
+            if features != nil {
+                throw ConfigurationError("linear: featureMap '\(featureMap.rawValue)' takes no features")
+            }
             return FeatureMap(featureMap)
         }
         if stabilize && context.isCausal {
-            throw ConfigurationError("linear: stabilize takes a maximum over the whole sequence, so causal attention cannot have it")
+            throw ConfigurationError(
+                "linear: stabilize takes a maximum over the whole sequence, so causal attention cannot have it")
         }
-        if stabilize && featureMap != .favor { throw ConfigurationError("linear: stabilize belongs to featureMap favor") }
+        if stabilize && featureMap != .favor {
+            throw ConfigurationError("linear: stabilize belongs to featureMap favor")
+        }
         let count = features ?? 2 * context.headDim + (featureMap == .smoothedRff ? 1 : 0)
         let odd = featureMap == .smoothedRff
         guard count > (odd ? 2 : 1), featureMap == .generalizedRelu || count.isMultiple(of: 2) != odd else {
-            throw ConfigurationError("linear: features must be \(odd ? "odd" : "even") and positive for '\(featureMap.rawValue)', not \(count)")
+            throw ConfigurationError(
+                "linear: features must be \(odd ? "odd" : "even") and positive for '\(featureMap.rawValue)', not \(count)"
+            )
         }
         let omega = FeatureMap.drawOmega(
             headDim: context.headDim, columns: featureMap.columns(features: count), orthogonal: orthogonal,
             using: context.generator)
-        return FeatureMap(featureMap, omega: omega, temperature: temperature, stabilizes: stabilize, smoothing: smoothing)
+        return FeatureMap(
+            featureMap, omega: omega, temperature: temperature, stabilizes: stabilize, smoothing: smoothing)
     }
 
     public static let catalogueEntry = CatalogueEntry(
         name: "linear", title: "Linear attention",
         paper: Paper(
-            "Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention", authors: "Katharopoulos et al.",
+            "Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention",
+            authors: "Katharopoulos et al.",
             year: 2020, arXiv: "2006.16236"),
         causal: true, bidirectional: true, padding: true, crossAttention: true, streaming: .constant,
         time: "O(N D²)", memory: "O(N D)", options: LinearOptions.self,
         golden: { golden in
             try golden.expect(variants: [
-                "bidirectional", "causal", "cross", "favor", "rff", "smoothed-rff", "generalized-relu", "layer", "encoder",
+                "bidirectional", "causal", "cross", "favor", "rff", "smoothed-rff", "generalized-relu", "layer",
+                "encoder",
             ])
             let settings = golden.settings
             _ = try settings.double("dropout", or: 0, expecting: [0])
@@ -187,7 +199,9 @@ public struct LinearOptions: MixerOptions {
     static func goldenFeatureMap(_ golden: GoldenCase) throws -> FeatureMap {
         let settings = golden.settings
         let name = try settings.string("feature_map")
-        guard let kind = FeatureMapKind(rawValue: name) else { throw ConfigurationError("unknown feature_map '\(name)'") }
+        guard let kind = FeatureMapKind(rawValue: name) else {
+            throw ConfigurationError("unknown feature_map '\(name)'")
+        }
         guard kind.isRandom else { return FeatureMap(kind) }
         let omega = try golden.tensor("omega")
         if let features = try settings.optionalInt("features"), kind.columns(features: features) != omega.size(1) {
@@ -196,6 +210,7 @@ public struct LinearOptions: MixerOptions {
         _ = try settings.optionalBool("orthogonal")
         return try FeatureMap(
             kind, omega: omega, temperature: settings.optionalDouble("softmax_temp"),
-            stabilizes: settings.optionalBool("stabilize") ?? false, smoothing: settings.optionalDouble("smoothing") ?? 1)
+            stabilizes: settings.optionalBool("stabilize") ?? false,
+            smoothing: settings.optionalDouble("smoothing") ?? 1)
     }
 }

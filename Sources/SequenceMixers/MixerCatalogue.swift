@@ -12,7 +12,7 @@ public enum MixerCatalogue {
     public static func entry(named name: String) throws -> CatalogueEntry {
         if let entry = entries.first(where: { $0.name == name }) { return entry }
         let names = entries.map(\.name)
-        let hint = NearestName.find(name, in: names).map { "; did you mean '\($0)'?" } ?? ""
+        let hint = NearestName.find(for: name, among: names).map { "; did you mean '\($0)'?" } ?? ""
         throw ConfigurationError("unknown mixer '\(name)'\(hint) (there are: \(names.joined(separator: ", ")))")
     }
 }
@@ -61,7 +61,8 @@ public struct CatalogueEntry: Sendable {
     public let golden: @Sendable (GoldenCase) throws -> GoldenSubject
 
     public init(
-        name: String, title: String, paper: Paper, causal: Bool, bidirectional: Bool, padding: Bool, crossAttention: Bool,
+        name: String, title: String, paper: Paper, causal: Bool, bidirectional: Bool, padding: Bool,
+        crossAttention: Bool,
         streaming: StreamingSupport, rotary: Bool = false, time: String, memory: String, options: any MixerOptions.Type,
         golden: @escaping @Sendable (GoldenCase) throws -> GoldenSubject
     ) {

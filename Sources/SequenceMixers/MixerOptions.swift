@@ -89,7 +89,9 @@ public struct MixerConfiguration: Codable, Sendable {
     public func build(_ context: MixerContext) throws -> any SequenceMixer {
         let entry = try MixerCatalogue.entry(named: name)
         if context.isCausal && !entry.causal { throw ConfigurationError("mixer '\(name)' has no causal form") }
-        if !context.isCausal && !entry.bidirectional { throw ConfigurationError("mixer '\(name)' has no bidirectional form") }
+        if !context.isCausal && !entry.bidirectional {
+            throw ConfigurationError("mixer '\(name)' has no bidirectional form")
+        }
         if context.usesRotary && !entry.rotary {
             throw ConfigurationError("mixer '\(name)' takes no rotary positions; use position: learned or sinusoidal")
         }

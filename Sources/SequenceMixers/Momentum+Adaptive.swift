@@ -12,7 +12,8 @@ public struct AdaptiveState: StreamingState {
     var isFirst = true
 
     init(_ shape: CoreShape, features: Int) {
-        let matrix = Tensor.zeros([shape.batch, shape.heads, features, shape.valueDim], dtype: shape.dtype, device: shape.device)
+        let matrix = Tensor.zeros(
+            [shape.batch, shape.heads, features, shape.valueDim], dtype: shape.dtype, device: shape.device)
         (s, p, u, sPrevious) = (matrix, matrix, matrix, matrix)
         z = .zeros([shape.batch, shape.heads, features], dtype: shape.dtype, device: shape.device)
     }

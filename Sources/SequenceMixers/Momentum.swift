@@ -51,7 +51,8 @@ public final class MomentumCore: Module, StreamingCore {
             (0..<1).contains(momentum), in: "MomentumCore", "momentum must be at least 0 and below 1, not \(momentum)")
         torchPrecondition(
             isCausal ? isNormalized : weights == .final, in: "MomentumCore",
-            isCausal ? "the unnormalized form is bidirectional" : "bidirectional momentum attention has weights 'final'")
+            isCausal ? "the unnormalized form is bidirectional" : "bidirectional momentum attention has weights 'final'"
+        )
         self.isCausal = isCausal
         self.momentum = momentum
         self.stepSize = stepSize
@@ -137,11 +138,14 @@ public final class MomentumCore: Module, StreamingCore {
             : .heavyBall(LinearState(shape, features: shape.headDim, hasMomentum: true))
     }
 
-    public func prefill(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?, state: inout MomentumState) -> Tensor {
+    public func prefill(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?, state: inout MomentumState)
+        -> Tensor
+    {
         check(q, k, v, paddingMask)
         checkStreams()
         torchPrecondition(
-            paddingMask == nil, in: "MomentumCore.prefill", "momentum decays with every token: give sequences of one length, without padding")
+            paddingMask == nil, in: "MomentumCore.prefill",
+            "momentum decays with every token: give sequences of one length, without padding")
         let (phiQ, phiK) = (featureMap(q), featureMap(k))
         switch state {
         case .heavyBall(var linear):
@@ -182,7 +186,8 @@ public final class MomentumCore: Module, StreamingCore {
 
     func stateShape(_ k: Tensor, _ v: Tensor) -> CoreShape {
         CoreShape(
-            batch: k.size(0), heads: k.size(1), headDim: k.size(3), valueDim: v.size(3), dtype: k.dtype, device: k.device)
+            batch: k.size(0), heads: k.size(1), headDim: k.size(3), valueDim: v.size(3), dtype: k.dtype,
+            device: k.device)
     }
 }
 
@@ -241,13 +246,15 @@ public struct MomentumOptions: MixerOptions {
         }
         let weights = weights ?? (context.isCausal ? .heavyBall : .final)
         if !context.isCausal && weights != .final {
-            throw ConfigurationError("momentum: weights '\(weights.rawValue)' is causal; a bidirectional model needs 'final'")
+            throw ConfigurationError(
+                "momentum: weights '\(weights.rawValue)' is causal; a bidirectional model needs 'final'")
         }
         if context.isCausal && !normalized {
             throw ConfigurationError("momentum: normalized: false is a bidirectional form; a causal model needs true")
         }
         let core = MomentumCore(
-            isCausal: context.isCausal, momentum: momentum, stepSize: stepSize, weights: weights, isNormalized: normalized,
+            isCausal: context.isCausal, momentum: momentum, stepSize: stepSize, weights: weights,
+            isNormalized: normalized,
             weightLength: weightLength, epsilon: epsilon, maximumMomentum: maximumMomentum)
         return Attention(core, modelDim: context.modelDim, heads: context.heads, using: context.generator)
     }
@@ -261,7 +268,8 @@ public struct MomentumOptions: MixerOptions {
         time: "O(N D²)", memory: "O(N D)", options: MomentumOptions.self,
         golden: { golden in
             try golden.expect(variants: [
-                "causal", "causal-final-weights", "causal-adaptive", "bidirectional", "bidirectional-unnormalized", "layer",
+                "causal", "causal-final-weights", "causal-adaptive", "bidirectional", "bidirectional-unnormalized",
+                "layer",
                 "encoder-momentum-connection", "encoder-adaptive-momentum-connection", "lra-encoder-adaptive",
                 "lra-encoder-constant",
             ])
@@ -272,14 +280,17 @@ public struct MomentumOptions: MixerOptions {
         _ = try settings.double("dropout", or: 0, expecting: [0])
         _ = try settings.string("feature_map", or: "elu+1", expecting: ["elu+1"])
         let name = try settings.string("weights")
-        guard let weights = MomentumWeights(rawValue: name) else { throw ConfigurationError("unknown weights '\(name)'") }
+        guard let weights = MomentumWeights(rawValue: name) else {
+            throw ConfigurationError("unknown weights '\(name)'")
+        }
         let lengthName = try settings.optionalString("weight_length") ?? "padded"
         guard let length = MomentumLength(rawValue: lengthName) else {
             throw ConfigurationError("unknown weight_length '\(lengthName)'")
         }
         return try MomentumCore(
             isCausal: settings.bool("causal"), momentum: weights == .adaptive ? 0 : settings.double("momentum"),
-            stepSize: settings.double("step_size"), weights: weights, isNormalized: settings.optionalBool("normalized") ?? true,
+            stepSize: settings.double("step_size"), weights: weights,
+            isNormalized: settings.optionalBool("normalized") ?? true,
             weightLength: length, epsilon: settings.optionalDouble("eps") ?? 1e-6,
             maximumMomentum: settings.optionalDouble("max_momentum") ?? 0.9999)
     }

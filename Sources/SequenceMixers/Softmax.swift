@@ -43,19 +43,24 @@ public final class SoftmaxCore: Module, StreamingCore {
         var visible = Tensor.ones([q.size(2), k.size(2)], dtype: .bool, device: q.device)
         if isCausal { visible = visible.lowerTriangle() }
         if let mask = paddingMask { visible = visible .&& mask.unsqueezed(1).unsqueezed(1) }
-        let scores = (matmul(q, k.transposed()) * scale(for: q)).masked(where: .!visible, with: -Double.infinity)
+        // In double: a logit of some hundreds has too few digits after the point in float32 to be the truth.
+        let logits = matmul(q.to(.float64), k.to(.float64).transposed()) * scale(for: q)
+        let scores = logits.masked(where: .!visible, with: -Double.infinity)
         let blind = .!visible.any(-1, keepDim: true)
         let weights = scores.masked(where: blind, with: 0).softmax().masked(where: blind, with: 0)
-        return matmul(weights, v)
+        return matmul(weights.to(v.dtype), v)
     }
 
     /// LibTorch's online-softmax kernel, which wants queries and values of one width.
-    private func blocked(_ q: Tensor, _ k: Tensor, _ v: Tensor, causal: Bool, scale: Double? = nil, mask: Tensor? = nil) -> Tensor {
+    private func blocked(_ q: Tensor, _ k: Tensor, _ v: Tensor, causal: Bool, scale: Double? = nil, mask: Tensor? = nil)
+        -> Tensor
+    {
         let scale = scale ?? self.scale(for: q)
         let (width, valueDim) = (q.size(3), v.size(3))
         let widest = max(width, valueDim)
         let out = scaledDotProductAttention(
-            q.padded(3, after: widest - width), k.padded(3, after: widest - width), v.padded(3, after: widest - valueDim),
+            q.padded(3, after: widest - width), k.padded(3, after: widest - width),
+            v.padded(3, after: widest - valueDim),
             mask: mask, causal: causal, scale: scale)
         return widest == valueDim ? out : out.sliced(3, 0..<valueDim)
     }
@@ -76,7 +81,9 @@ public final class SoftmaxCore: Module, StreamingCore {
 
     public func initialState(_ shape: CoreShape) -> KeyValueCache { KeyValueCache(shape) }
 
-    public func prefill(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?, state: inout KeyValueCache) -> Tensor {
+    public func prefill(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?, state: inout KeyValueCache)
+        -> Tensor
+    {
         check(q, k, v, paddingMask)
         torchPrecondition(isCausal, in: "SoftmaxCore.prefill", "bidirectional attention cannot stream")
         let (past, n) = (state.count, q.size(2))
@@ -111,7 +118,9 @@ public struct SoftmaxOptions: MixerOptions {
     /// τ; left out, 1 / sqrt(headDim).
     public var scale: Double?
 
-    public init(scale: Double? = nil) { self.scale = scale }
+    public init() {}
+
+    public init(scale: Double) { self.scale = scale }
 
     public func build(_ context: MixerContext) throws -> any SequenceMixer {
         if let scale, !(scale > 0) { throw ConfigurationError("softmax: scale must be above 0, not \(scale)") }

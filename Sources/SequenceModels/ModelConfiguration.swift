@@ -80,7 +80,8 @@ public struct ModelConfiguration: Codable, Sendable {
         }
         guard normEpsilon > 0 else { throw ConfigurationError("normEpsilon must be above 0, not \(normEpsilon)") }
         if position == .sinusoidalConcatenated && !modelDim.isMultiple(of: 4) {
-            throw ConfigurationError("position sinusoidal-concatenated needs modelDim to be a multiple of 4, not \(modelDim)")
+            throw ConfigurationError(
+                "position sinusoidal-concatenated needs modelDim to be a multiple of 4, not \(modelDim)")
         }
         if position == .sinusoidal && !modelDim.isMultiple(of: 2) {
             throw ConfigurationError("position sinusoidal needs an even modelDim, not \(modelDim)")

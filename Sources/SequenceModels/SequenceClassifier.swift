@@ -13,7 +13,8 @@ public final class SequenceClassifier: Module {
     /// - Parameter maximumLength: the longest sequence that learned positions are made for.
     /// - Throws: ``ConfigurationError`` when the configuration cannot be built, or not as a bidirectional model.
     public init(
-        _ configuration: ModelConfiguration, vocabulary: Int, classes: Int, maximumLength: Int, using generator: RandomGenerator
+        _ configuration: ModelConfiguration, vocabulary: Int, classes: Int, maximumLength: Int,
+        using generator: RandomGenerator
     ) throws {
         guard classes > 1 else { throw ConfigurationError("a classifier needs at least 2 classes, not \(classes)") }
         encoder = try SequenceEncoder(configuration, isCausal: false, maximumLength: maximumLength, using: generator)

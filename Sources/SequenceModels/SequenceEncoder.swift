@@ -40,7 +40,8 @@ public final class SequenceEncoder: Module {
     public func initialState(batch: Int) throws -> [any StreamingState] {
         try blocks.enumerated().map { index, block in
             guard let mixer = block.mixer as? any StreamingMixer, mixer.isCausal else {
-                throw ConfigurationError("the mixer of block \(index), a \(type(of: block.mixer)), cannot go token by token")
+                throw ConfigurationError(
+                    "the mixer of block \(index), a \(type(of: block.mixer)), cannot go token by token")
             }
             return mixer.anyInitialState(batch: batch)
         }

@@ -11,7 +11,9 @@ public final class TokenEmbedding: Module {
     /// The longest sequence it has positions for; nil for any.
     public let maximumLength: Int?
 
-    public init(_ vocabulary: Int, _ configuration: ModelConfiguration, maximumLength: Int, using generator: RandomGenerator) {
+    public init(
+        _ vocabulary: Int, _ configuration: ModelConfiguration, maximumLength: Int, using generator: RandomGenerator
+    ) {
         let dim = configuration.modelDim
         concatenates = configuration.position == .sinusoidalConcatenated
         token = Embedding(vocabulary, concatenates ? dim / 2 : dim, using: generator)

@@ -9,7 +9,9 @@ public final class FeedForward: Module {
     public let dropout: Dropout
     private let activation: Activation
 
-    public init(_ modelDim: Int, _ hiddenDim: Int, activation: Activation, dropout: Double, using generator: RandomGenerator) {
+    public init(
+        _ modelDim: Int, _ hiddenDim: Int, activation: Activation, dropout: Double, using generator: RandomGenerator
+    ) {
         up = Linear(modelDim, hiddenDim, using: generator)
         down = Linear(hiddenDim, modelDim, using: generator)
         self.dropout = Dropout(dropout, using: generator)

@@ -24,7 +24,8 @@ public struct CausalLinearState {
 /// attention. Time O(N (C + features) (features + valueDim)) for a chunk of C tokens, memory O(N (features + valueDim)), the
 /// backward pass included. No gradient flows through the states.
 public func causalLinearAttention(
-    _ q: Tensor, _ k: Tensor, _ v: Tensor, momentum: Double = 0, stepSize: Double = 1, epsilon: Double, chunk: Int = 128,
+    _ q: Tensor, _ k: Tensor, _ v: Tensor, momentum: Double = 0, stepSize: Double = 1, epsilon: Double,
+    chunk: Int = 128,
     initial: CausalLinearState? = nil
 ) -> (out: Tensor, final: CausalLinearState) {
     var final = ctorch_linear_state()

@@ -1,0 +1,301 @@
+import Datasets
+import Foundation
+import SequenceModels
+import Torch
+import TorchNN
+import TorchOptimizers
+
+/// Why training ended.
+public enum TrainingEnd: Equatable, Sendable {
+    /// All steps are done.
+    case finished
+    /// Evaluations stopped getting better.
+    case stoppedEarly
+    /// The recipe's time is up.
+    case timeLimit
+    /// A signal asked for it; the state is saved.
+    case interrupted(signal: Int32)
+}
+
+/// A loss or gradient that is no number.
+public struct DivergenceError: Error, Equatable, Sendable, CustomStringConvertible {
+    public let step: Int
+    public let loss: Double
+    /// The first parameter, in the model's order, whose gradient or value is not finite.
+    public let parameter: String?
+
+    public var description: String {
+        let place =
+            parameter.map { "; the first parameter with a value or gradient that is not finite is '\($0)'" } ?? ""
+        return "training diverged at step \(step): the loss is \(loss)\(place). The last checkpoint is from before; "
+            + "a lower learningRate, more warmupSteps or a lower clipNorm may help"
+    }
+}
+
+/// Trains an experiment in a run directory: steps, evaluations, checkpoints, logs.
+///
+/// Everything that decides the result is in the checkpoint, so a run that is killed and resumed gives the same weights,
+/// bit for bit on the CPU, as one that is not.
+public final class Trainer {
+    private let experiment: Experiment
+    private let run: RunDirectory
+    private let recipe: Recipe
+    private let optimizer: any Optimizer
+    private let schedule: LearningRateSchedule
+    private let parameters: [Parameter]
+    private var source: any BatchSource
+    private var progress: TrainingProgress
+    private let metrics: MetricsLog
+    private let board: TensorBoardWriter
+    private var reporter: ProgressReporter
+    private var rate = RateMeter()
+
+    /// Prepares a new run, or puts one back to its newest whole checkpoint.
+    ///
+    /// - Throws: ``RunError``, `FileWriteError`, or what a checkpoint that does not fit throws.
+    public init(
+        _ experiment: Experiment, in run: RunDirectory, resuming: Bool = false,
+        output: any ProgressOutput = StandardErrorOutput()
+    ) throws {
+        self.experiment = experiment
+        self.run = run
+        recipe = experiment.recipe
+        parameters = experiment.model.module.parameters()
+        optimizer = try recipe.optimizer.build(for: experiment.model.module)
+        schedule = try recipe.schedule.build(steps: recipe.training.steps)
+        source = try experiment.dataset.trainingBatches(batchSize: recipe.training.batchSize, seed: UInt64(recipe.seed))
+        progress = TrainingProgress(position: source.position)
+        reporter = ProgressReporter(every: recipe.training.logEvery, to: output)
+        if resuming, let checkpoint = try run.checkpoints.newest(warn: { output.write("warning: \($0)\n") }) {
+            progress = try TrainingCheckpoint.load(checkpoint, into: experiment, optimizer)
+            try source.resume(at: progress.position)
+            reporter.message("resumed at step \(progress.step)")
+        }
+        metrics = try MetricsLog(at: run.metrics, resumingAfter: progress.step > 0 ? progress.step : nil)
+        board = try TensorBoardWriter(folder: run.url, resumingAfter: progress.step > 0 ? progress.step : nil)
+        try describeRun()
+    }
+
+    private func describeRun() throws {
+        try AtomicFile.write(Data(recipe.yaml().utf8), to: run.recipe)
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+        try AtomicFile.write(encoder.encode(experiment.description), to: run.configuration)
+    }
+
+    /// Steps done so far.
+    public var step: Int { progress.step }
+    /// Tokens trained on so far, padding left out.
+    public var tokens: Int { progress.tokens }
+    /// Seconds spent in training steps so far.
+    public var seconds: Double { progress.seconds }
+    /// The lowest validation loss so far, and its step.
+    public var best: (loss: Double, step: Int)? {
+        progress.bestLoss.flatMap { loss in progress.bestStep.map { (loss, $0) } }
+    }
+
+    /// Trains to the end, and leaves the best weights in `model.safetensors`.
+    ///
+    /// - Throws: ``DivergenceError``, `FileWriteError`, `DatasetError`; checkpoints written before stay good.
+    public func train(interrupt: InterruptFlag? = nil) throws -> TrainingEnd {
+        experiment.model.module.train()
+        var window = LogWindow()
+        var end = TrainingEnd.finished
+        while progress.step < recipe.training.steps {
+            if let signal = interrupt?.receivedSignal {
+                end = .interrupted(signal: signal)
+                break
+            }
+            try window.add(takeStep())
+            if isDue(recipe.training.logEvery) { try log(&window) }
+            if isDue(recipe.training.evaluateEvery), try evaluate() == .stop {
+                end = .stoppedEarly
+                break
+            }
+            if isDue(recipe.training.checkpointEvery) { try save() }
+            let limit = recipe.training.timeLimitMinutes * 60
+            if limit > 0, progress.seconds >= limit {
+                end = .timeLimit
+                break
+            }
+        }
+        try finish(end)
+        return end
+    }
+
+    private func isDue(_ interval: Int) -> Bool { interval > 0 && progress.step.isMultiple(of: interval) }
+
+    // MARK: One step
+
+    private struct StepResult {
+        var loss: Double
+        var gradientNorm: Double
+        var learningRate: Double
+        var tokens: Int
+        var seconds: Double
+    }
+
+    private func takeStep() throws -> StepResult {
+        let start = ContinuousClock.now
+        optimizer.learningRate = recipe.optimizer.learningRate * schedule(step: progress.step)
+        optimizer.zeroGradients()
+        let accumulation = recipe.training.accumulation
+        var loss = 0.0
+        var tokens = 0
+        for _ in 0..<accumulation {
+            let batch = try source.next()
+            let share = try withTorchErrors { () -> Double in
+                let value = experiment.model.loss(batch) / Double(accumulation)
+                value.backward()
+                return value.item()
+            }
+            loss += share
+            tokens += batch.realTokens
+        }
+        let limit = recipe.optimizer.clipNorm > 0 ? recipe.optimizer.clipNorm : .infinity
+        let norm = clipGradientNorm(parameters, maximum: limit)
+        guard loss.isFinite, norm.isFinite else { throw diverged(loss) }
+        optimizer.step()
+        let seconds = (ContinuousClock.now - start).seconds
+        progress.step += 1
+        progress.tokens += tokens
+        progress.seconds += seconds
+        progress.position = source.position
+        return StepResult(
+            loss: loss, gradientNorm: norm, learningRate: optimizer.learningRate, tokens: tokens, seconds: seconds)
+    }
+
+    private func diverged(_ loss: Double) -> DivergenceError {
+        let culprit = experiment.model.module.namedParameters().first { _, parameter in
+            [parameter.value, parameter.grad].compactMap { $0 }.contains {
+                !($0.detached().isFinite().all().item() != 0)
+            }
+        }
+        return DivergenceError(step: progress.step + 1, loss: loss, parameter: culprit?.name)
+    }
+
+    // MARK: Logs
+
+    /// Averages over the steps since the last line of the log.
+    private struct LogWindow {
+        var loss = 0.0
+        var gradientNorm = 0.0
+        var learningRate = 0.0
+        var tokens = 0
+        var seconds = 0.0
+        var steps = 0
+
+        mutating func add(_ step: StepResult) {
+            loss += step.loss
+            gradientNorm += step.gradientNorm
+            learningRate = step.learningRate
+            tokens += step.tokens
+            seconds += step.seconds
+            steps += 1
+        }
+    }
+
+    private func log(_ window: inout LogWindow) throws {
+        let count = Double(max(window.steps, 1))
+        let loss = window.loss / count
+        rate.add(tokens: window.tokens, seconds: window.seconds, steps: window.steps)
+        var values = [
+            "loss": loss, "gradient_norm": window.gradientNorm / count, "learning_rate": window.learningRate,
+            "tokens_per_second": Double(window.tokens) / max(window.seconds, 1e-9), "tokens": Double(progress.tokens),
+            "seconds": progress.seconds,
+        ]
+        if recipe.task == .languageModel { values["bits_per_byte"] = loss / Foundation.log(2) }
+        try record("train", values)
+        let isText = recipe.task == .languageModel
+        reporter.update(
+            ProgressStatus(
+                step: progress.step, total: recipe.training.steps, loss: isText ? loss / Foundation.log(2) : loss,
+                unit: isText ? "bits/byte" : "", tokensPerSecond: rate.tokensPerSecond, secondsLeft: secondsLeft))
+        window = LogWindow()
+    }
+
+    private var secondsLeft: Double {
+        let bySteps = rate.secondsLeft(steps: recipe.training.steps - progress.step)
+        let limit = recipe.training.timeLimitMinutes * 60
+        return limit > 0 ? min(bySteps, max(0, limit - progress.seconds)) : bySteps
+    }
+
+    private func record(_ split: String, _ values: [String: Double]) throws {
+        try metrics.append(MetricsRecord(step: progress.step, split: split, values: values))
+        for (name, value) in values { try board.scalar("\(split)/\(name)", value, step: progress.step) }
+    }
+
+    // MARK: Evaluation and saving
+
+    private enum Verdict { case goOn, stop }
+
+    private func evaluate() throws -> Verdict {
+        let limit = recipe.training.evaluationBatches
+        let result = try withTorchErrors {
+            try experiment.model.evaluate(
+                on: experiment.dataset, split: .validation, batchSize: recipe.training.batchSize,
+                batchCount: limit > 0 ? limit : nil)
+        }
+        try record("validation", result.metrics(for: recipe.task))
+        let shown =
+            recipe.task == .languageModel
+            ? "\(HumanFormat.short(result.bits)) bits/byte" : HumanFormat.short(result.loss)
+        if progress.bestLoss.map({ result.loss < $0 }) ?? true {
+            (progress.bestLoss, progress.bestStep, progress.evaluationsSinceBest) = (result.loss, progress.step, 0)
+            try saveWeights()
+        } else {
+            progress.evaluationsSinceBest += 1
+        }
+        reporter.message(
+            "step \(progress.step): validation \(shown), accuracy \(HumanFormat.short(result.accuracy))"
+                + (progress.bestStep == progress.step ? " (best so far)" : ""))
+        let patience = recipe.training.earlyStoppingPatience
+        return patience > 0 && progress.evaluationsSinceBest >= patience ? .stop : .goOn
+    }
+
+    private func saveWeights() throws {
+        try Safetensors.write(
+            experiment.model.module.stateDictionary(), metadata: ["step": "\(progress.step)"], to: run.model)
+    }
+
+    private func save() throws {
+        try metrics.synchronize()
+        try board.flush()
+        try TrainingCheckpoint.save(progress, experiment, optimizer, to: run.checkpoints)
+    }
+
+    private func finish(_ end: TrainingEnd) throws {
+        if case .interrupted = end {
+            // Nothing is evaluated: whoever asked is waiting.
+        } else if !isDue(recipe.training.evaluateEvery) || progress.bestStep == nil {
+            _ = try evaluate()
+        }
+        try save()
+        try board.close()
+        reporter.finish()
+    }
+}
+
+extension Duration {
+    /// As a plain number.
+    var seconds: Double { Double(components.seconds) + Double(components.attoseconds) * 1e-18 }
+}
+
+extension OptimizerRecipe {
+    /// The optimizer for a module's parameters.
+    func build(for module: Module) throws -> any Optimizer {
+        let parameters = module.namedParameters()
+        switch name {
+        case .sgd:
+            return SGD(parameters, learningRate: learningRate, momentum: momentum, weightDecay: weightDecay)
+        case .adamw:
+            return AdamW(
+                parameters, learningRate: learningRate, betas: (betas[0], betas[1]), epsilon: epsilon,
+                weightDecay: weightDecay)
+        case .radam:
+            return RAdam(
+                parameters, learningRate: learningRate, betas: (betas[0], betas[1]), epsilon: epsilon,
+                weightDecay: weightDecay)
+        }
+    }
+}

@@ -1,0 +1,53 @@
+import ArgumentParser
+import Datasets
+import Foundation
+
+struct DataCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "data", abstract: "Make a data set.", subcommands: [ListOps.self])
+
+    struct ListOps: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            commandName: "listops",
+            abstract:
+                "Long Range Arena's ListOps: basic_train.tsv, basic_val.tsv and basic_test.tsv, every answer proved twice."
+        )
+
+        @Option(help: "The folder to write to.")
+        var out: String
+        @Option(help: "Expressions of the training split.")
+        var train = 96_000
+        @Option(help: "Expressions of the validation split.")
+        var validation = 2_000
+        @Option(help: "Expressions of the test split.")
+        var test = 2_000
+        @Option(help: "Expressions have more tokens than this.")
+        var lengthAbove = 500
+        @Option(help: "Expressions have fewer tokens than this.")
+        var lengthBelow = 2_000
+        @Option(help: "Nesting of operators.")
+        var maximumDepth = 10
+        @Option(help: "Arguments of an operator.")
+        var maximumArguments = 10
+        @Option(help: "Seed of the generator.")
+        var seed = 0
+
+        func run() throws {
+            for (name, value, least) in [
+                ("train", train, 1), ("validation", validation, 1), ("test", test, 1), ("length-above", lengthAbove, 0),
+                ("length-below", lengthBelow, lengthAbove + 2), ("maximum-depth", maximumDepth, 2),
+                ("maximum-arguments", maximumArguments, 2), ("seed", seed, 0),
+            ] where value < least {
+                throw UsageError("--\(name) must be at least \(least), not \(value)")
+            }
+            let configuration = ListOpsConfiguration(
+                maximumDepth: maximumDepth, maximumArguments: maximumArguments, lengthAbove: lengthAbove,
+                lengthBelow: lengthBelow, trainCount: train, validationCount: validation, testCount: test,
+                seed: UInt64(seed))
+            let splits = try ListOpsSplits(generating: configuration)
+            let folder = URL(fileURLWithPath: out)
+            try splits.write(to: folder)
+            print("wrote \(train + validation + test) expressions to \(folder.relativePath)")
+        }
+    }
+}

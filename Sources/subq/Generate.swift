@@ -1,0 +1,106 @@
+import ArgumentParser
+import Benchmarking
+import Foundation
+import Inference
+import SequenceModels
+import Torch
+import Training
+
+struct Generate: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Continue a text with a trained model, as it is made, at constant cost a token.")
+
+    @Argument(help: "The run directory.")
+    var run: String
+
+    @Option(help: "The text to continue; - reads it from standard input.")
+    var prompt = "\n"
+
+    @Option(help: "How many tokens to make.")
+    var tokens = 200
+
+    @Option(help: "0 takes the likeliest token, 1 draws as the model says.")
+    var temperature = 0.8
+
+    @Option(help: "Draw only among the likeliest tokens that have this probability together.")
+    var topP = 0.95
+
+    @Option(help: "Seed of the drawing.")
+    var seed: Int = 0
+
+    @Flag(help: "Report the time per token along the text on standard error.")
+    var timing = false
+
+    @OptionGroup var compute: ComputeOptions
+
+    func run() throws {
+        try compute.apply()
+        guard tokens >= 0 else { throw UsageError("--tokens must be 0 or above, not \(tokens)") }
+        guard seed >= 0 else { throw UsageError("--seed must be 0 or above, not \(seed)") }
+        let sampler = try TokenSampler(
+            SamplingOptions(temperature: temperature, topP: topP), using: RandomGenerator(seed: UInt64(seed)))
+        let directory = try RunDirectory.open(at: URL(fileURLWithPath: run))
+        let (description, model) = try Experiment.load(directory)
+        guard case .language(let languageModel) = model, description.vocabulary == 256 else {
+            throw UsageError("'\(run)' is not a language model of bytes: it cannot continue a text")
+        }
+        let bytes = try promptBytes()
+        let room = languageModel.embedding.maximumLength ?? .max
+        guard bytes.count + tokens <= room else {
+            throw UsageError(
+                "the model has learned positions for \(room) tokens, but the prompt's \(bytes.count) and --tokens \(tokens) are more; "
+                    + "train with position: sinusoidal, rotary or none for any length")
+        }
+        let output = FileHandle.standardOutput
+        if prompt != "-" && prompt != "\n" { output.write(Data(bytes)) }
+        let made = try write(languageModel, bytes, sampler, to: output)
+        output.write(Data("\n".utf8))
+        if let made { FileHandle.standardError.write(Data((made + "\n").utf8)) }
+    }
+
+    private func promptBytes() throws -> [UInt8] {
+        let bytes = prompt == "-" ? Array(FileHandle.standardInput.readDataToEndOfFile()) : Array(prompt.utf8)
+        guard !bytes.isEmpty else { throw UsageError("the prompt is empty; give at least one character") }
+        return bytes
+    }
+
+    /// Streams the text; returns a report of the timing if asked for.
+    private func write(
+        _ model: LanguageModel, _ prompt: [UInt8], _ sampler: TokenSampler, to output: FileHandle
+    ) throws -> String? {
+        var meter = StepTimes()
+        var text = UTF8Assembler()
+        try withTorchErrors {
+            var generator = try TokenGenerator(model, prompt: prompt.map(Int.init), sampler: sampler)
+            for _ in 0..<tokens {
+                let start = ContinuousClock.now
+                guard let token = generator.next() else { break }
+                meter.add(ContinuousClock.now - start, position: generator.position)
+                output.write(Data(text.append(UInt8(token)).utf8))
+            }
+        }
+        output.write(Data(text.flush().utf8))
+        return timing ? meter.report : nil
+    }
+}
+
+/// Time per token by powers of ten of the position, and what memory is resident.
+private struct StepTimes {
+    private var windows: [(position: Int, times: [Double])] = []
+    private static let marks = [100, 1_000, 10_000, 100_000, 1_000_000]
+
+    /// Keeps the 200 tokens that follow each mark.
+    mutating func add(_ time: Duration, position: Int) {
+        guard let mark = Self.marks.last(where: { $0 <= position }), position < mark + 200 else { return }
+        if windows.last?.position != mark { windows.append((mark, [])) }
+        windows[windows.count - 1].times.append(
+            Double(time.components.attoseconds) * 1e-12 + Double(time.components.seconds) * 1e6)
+    }
+
+    var report: String {
+        windows.map { position, times in
+            let sorted = times.sorted()
+            return "position \(position): median \(String(format: "%.1f", sorted[sorted.count / 2])) µs a token"
+        }.joined(separator: "\n") + "\nresident memory: \(String(format: "%.1f", ProcessMemory.residentMegabytes)) MB"
+    }
+}
