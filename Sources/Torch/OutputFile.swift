@@ -57,11 +57,15 @@ public final class OutputFile {
     private init(path: String, flags: Int32, operation: String) throws(FileWriteError) {
         self.path = path
         count = 0
+        Self.reportSizeLimits
         descriptor = open(path, flags | O_CLOEXEC, 0o666)
         guard descriptor >= 0 else { throw FileWriteError(operation: operation, path: path, code: errno) }
         let end = lseek(descriptor, 0, SEEK_END)
         count = end > 0 ? Int(end) : 0
     }
+
+    /// A file over the size limit of the process would end it by a signal; ignored, the write fails with `EFBIG`.
+    private static let reportSizeLimits: Void = { _ = signal(SIGXFSZ, SIG_IGN) }()
 
     deinit {
         if descriptor >= 0 { _ = Foundation.close(descriptor) }
