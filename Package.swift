@@ -60,7 +60,7 @@ let package = Package(
                 "Torch", "TorchNN", "TorchOptimizers", "SequenceMixers", "SequenceModels", "Datasets",
                 .product(name: "Yams", package: "Yams"),
                 .product(name: "SwiftProtobuf", package: "swift-protobuf"),
-            ]),
+            ], exclude: ["TensorBoard/event.proto"]),
         .executableTarget(
             name: "subq",
             dependencies: [
