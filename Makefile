@@ -47,7 +47,7 @@ format: ## Format the Swift code
 	@swift format --in-place --recursive $(swift_files)
 
 docs: setup ## Build the documentation, an archive for each library
-	@scripts/swift package generate-documentation --warnings-as-errors $(patsubst %,--target %,$(documented))
+	@scripts/build-docs $(documented)
 
 examples: setup ## Build and run Examples, a package that depends on this one through git, at the current commit
 	@scripts/test-examples
