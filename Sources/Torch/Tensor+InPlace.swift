@@ -53,9 +53,8 @@ extension Tensor {
 
 /// LibTorch's fused AdamW step over many tensors at once.
 ///
-/// - Parameters:
-///   - means, squares: the running averages of each gradient and of its square, changed in place.
-///   - steps: each parameter's number of updates so far as a single float32, raised by one.
+/// `means` and `squares`, the running averages of each gradient and of its square, are changed in place; `steps`, each
+/// parameter's number of updates so far as a single float32, are raised by one.
 public func fusedAdamW(
     _ parameters: [Tensor], gradients: [Tensor], means: [Tensor], squares: [Tensor], steps: [Tensor],
     learningRate: Double, beta1: Double, beta2: Double, weightDecay: Double, epsilon: Double
