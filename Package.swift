@@ -65,6 +65,7 @@ let package = Package(
             name: "subq",
             dependencies: [
                 "Torch", "TorchNN", "SequenceMixers", "SequenceModels", "Datasets", "Conformance", "Inference",
+                "Benchmarking",
                 "Training",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: swiftSettings),

@@ -37,7 +37,7 @@ public enum Benchmark {
     public static func layer(
         _ mixer: MixerConfiguration, causal: Bool, _ shape: BenchmarkShape, pass: BenchmarkPass, repeats: Int,
         reference: Bool = false
-    ) throws -> Measurement {
+    ) throws -> BenchmarkResult {
         let generator = RandomGenerator(seed: 1)
         let context = try MixerContext(
             modelDim: shape.modelDim, heads: shape.heads, isCausal: causal, maximumLength: shape.length,
@@ -54,7 +54,7 @@ public enum Benchmark {
     public static func attention(
         _ mixer: MixerConfiguration, causal: Bool, _ shape: BenchmarkShape, pass: BenchmarkPass, repeats: Int,
         reference: Bool = false
-    ) throws -> Measurement {
+    ) throws -> BenchmarkResult {
         let generator = RandomGenerator(seed: 1)
         let context = try MixerContext(
             modelDim: shape.modelDim, heads: shape.heads, isCausal: causal, maximumLength: shape.length,
@@ -73,7 +73,7 @@ public enum Benchmark {
 
     /// A training step of a byte language model: forward, backward, AdamW.
     public static func languageModel(_ mixer: MixerConfiguration, _ shape: BenchmarkShape, repeats: Int) throws
-        -> Measurement
+        -> BenchmarkResult
     {
         let generator = RandomGenerator(seed: 1)
         var configuration = ModelConfiguration(mixer: mixer)
@@ -96,7 +96,7 @@ public enum Benchmark {
 
     /// Tokens a second of one sequence, after a context of `shape.length` random tokens.
     public static func generation(_ mixer: MixerConfiguration, _ shape: BenchmarkShape, tokens: Int) throws
-        -> Measurement
+        -> BenchmarkResult
     {
         let generator = RandomGenerator(seed: 1)
         var configuration = ModelConfiguration(mixer: mixer)
@@ -117,7 +117,7 @@ public enum Benchmark {
         _ name: String, _ causal: Bool, _ shape: BenchmarkShape, _ pass: BenchmarkPass, _ repeats: Int,
         inputs: [Tensor],
         parameters: [Parameter], _ body: ([Tensor]) -> Tensor
-    ) -> Measurement {
+    ) -> BenchmarkResult {
         let watch: Stopwatch
         switch pass {
         case .forward:
@@ -136,8 +136,8 @@ public enum Benchmark {
     private static func report(
         _ name: String, _ causal: Bool, _ shape: BenchmarkShape, _ pass: String, _ watch: Stopwatch,
         tokensPerSecond: Double? = nil
-    ) -> Measurement {
-        Measurement(
+    ) -> BenchmarkResult {
+        BenchmarkResult(
             mechanism: name, causal: causal, batch: shape.batch, heads: shape.heads, length: shape.length,
             headDim: shape.headDim,
             pass: pass, threads: TorchRuntime.threadCount, medianMilliseconds: watch.median,

@@ -47,7 +47,7 @@ struct Bench: ParsableCommand {
             }
         }
 
-        func show(_ measurement: Measurement) throws {
+        func show(_ measurement: BenchmarkResult) throws {
             if json {
                 let encoder = JSONEncoder()
                 encoder.outputFormatting = [.sortedKeys]
@@ -80,7 +80,8 @@ struct Bench: ParsableCommand {
             return pass
         }
 
-        typealias Measure = (MixerConfiguration, Bool, BenchmarkShape, BenchmarkPass, Int, Bool) throws -> Measurement
+        typealias Measure = (MixerConfiguration, Bool, BenchmarkShape, BenchmarkPass, Int, Bool) throws ->
+            BenchmarkResult
 
         func run(_ options: Options, _ measure: Measure) throws {
             let pass = try benchmarkPass()

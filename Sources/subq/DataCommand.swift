@@ -40,13 +40,18 @@ struct DataCommand: ParsableCommand {
             ] where value < least {
                 throw UsageError("--\(name) must be at least \(least), not \(value)")
             }
-            let configuration = ListOpsConfiguration(
-                maximumDepth: maximumDepth, maximumArguments: maximumArguments, lengthAbove: lengthAbove,
-                lengthBelow: lengthBelow, trainCount: train, validationCount: validation, testCount: test,
-                seed: UInt64(seed))
+            var configuration = ListOpsConfiguration()
+            configuration.maximumDepth = maximumDepth
+            configuration.maximumArguments = maximumArguments
+            configuration.lengthAbove = lengthAbove
+            configuration.lengthBelow = lengthBelow
+            configuration.trainCount = train
+            configuration.validationCount = validation
+            configuration.testCount = test
+            configuration.seed = UInt64(seed)
             let splits = try ListOpsSplits(generating: configuration)
             let folder = URL(fileURLWithPath: out)
-            try splits.write(to: folder)
+            try ListOpsFile.write(splits, to: folder)
             print("wrote \(train + validation + test) expressions to \(folder.relativePath)")
         }
     }

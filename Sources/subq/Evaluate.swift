@@ -7,8 +7,8 @@ import Training
 struct Evaluate: ParsableCommand {
     static let configuration = CommandConfiguration(abstract: "Measure a run's best weights on its test split.")
 
-    @Argument(help: "The run directory.")
-    var run: String
+    @Argument(help: ArgumentHelp("The run directory.", valueName: "run-dir"))
+    var folder: String
 
     @Flag(help: "Print JSON.")
     var json = false
@@ -28,7 +28,7 @@ struct Evaluate: ParsableCommand {
         guard let split = DatasetSplit(rawValue: split) else {
             throw UsageError("--split must be train, validation or test, not '\(split)'")
         }
-        let directory = try RunDirectory.open(at: URL(fileURLWithPath: run))
+        let directory = try RunDirectory.open(at: URL(fileURLWithPath: folder))
         let recipe = try Recipe(contentsOf: directory.recipe)
         let (_, model) = try Experiment.load(directory)
         let dataset = try recipe.data.open(seed: UInt64(recipe.seed))
@@ -36,7 +36,7 @@ struct Evaluate: ParsableCommand {
             try model.evaluate(on: dataset, split: split, batchSize: recipe.training.batchSize)
         }
         let metrics = result.metrics(for: recipe.task)
-        if json { return try Report(run: run, split: split.rawValue, metrics: metrics).printJSON() }
+        if json { return try Report(run: folder, split: split.rawValue, metrics: metrics).printJSON() }
         for (name, value) in metrics.sorted(by: { $0.key < $1.key }) {
             print(
                 "\(split.rawValue) \(name): \(name == "targets" ? HumanFormat.count(Int(value)) : String(format: "%.4f", value))"

@@ -78,3 +78,21 @@ extension Encodable {
         print(String(decoding: try encoder.encode(self), as: UTF8.self))
     }
 }
+
+extension RecipeError {
+    /// Whether the recipe's file is missing or cannot be read, rather than saying something wrong.
+    fileprivate var isAboutFile: Bool {
+        if case .unreadable = problem { return true }
+        return false
+    }
+}
+
+extension DatasetError {
+    /// Whether a file is missing or cannot be read, rather than holding something wrong.
+    fileprivate var isAboutFile: Bool {
+        switch self {
+        case .missingPath, .unreadable, .noFiles: true
+        default: false
+        }
+    }
+}

@@ -10,8 +10,8 @@ struct Generate: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Continue a text with a trained model, as it is made, at constant cost a token.")
 
-    @Argument(help: "The run directory.")
-    var run: String
+    @Argument(help: ArgumentHelp("The run directory.", valueName: "run-dir"))
+    var folder: String
 
     @Option(help: "The text to continue; - reads it from standard input.")
     var prompt = "\n"
@@ -39,10 +39,10 @@ struct Generate: ParsableCommand {
         guard seed >= 0 else { throw UsageError("--seed must be 0 or above, not \(seed)") }
         let sampler = try TokenSampler(
             SamplingOptions(temperature: temperature, topP: topP), using: RandomGenerator(seed: UInt64(seed)))
-        let directory = try RunDirectory.open(at: URL(fileURLWithPath: run))
+        let directory = try RunDirectory.open(at: URL(fileURLWithPath: folder))
         let (description, model) = try Experiment.load(directory)
         guard case .language(let languageModel) = model, description.vocabulary == 256 else {
-            throw UsageError("'\(run)' is not a language model of bytes: it cannot continue a text")
+            throw UsageError("'\(folder)' is not a language model of bytes: it cannot continue a text")
         }
         let bytes = try promptBytes()
         let room = languageModel.embedding.maximumLength ?? .max

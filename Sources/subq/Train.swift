@@ -1,6 +1,9 @@
 import ArgumentParser
 import Foundation
+import SequenceMixers
+import SequenceModels
 import Torch
+import TorchNN
 import Training
 
 struct Train: ParsableCommand {

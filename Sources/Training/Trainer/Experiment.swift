@@ -96,10 +96,16 @@ extension DataRecipe {
 extension DataRecipe.ListOps {
     /// The generator's settings, whose length bounds are exclusive.
     func configuration(seed: UInt64) -> ListOpsConfiguration {
-        ListOpsConfiguration(
-            maximumDepth: maximumDepth, maximumArguments: maximumArguments, lengthAbove: minimumLength - 1,
-            lengthBelow: length + 1, trainCount: trainingExamples, validationCount: validationExamples,
-            testCount: testExamples, seed: seed)
+        var configuration = ListOpsConfiguration()
+        configuration.maximumDepth = maximumDepth
+        configuration.maximumArguments = maximumArguments
+        configuration.lengthAbove = minimumLength - 1
+        configuration.lengthBelow = length + 1
+        configuration.trainCount = trainingExamples
+        configuration.validationCount = validationExamples
+        configuration.testCount = testExamples
+        configuration.seed = seed
+        return configuration
     }
 }
 

@@ -62,7 +62,7 @@ public final class Trainer {
         recipe = experiment.recipe
         parameters = experiment.model.module.parameters()
         optimizer = try recipe.optimizer.build(for: experiment.model.module)
-        schedule = try recipe.schedule.build(steps: recipe.training.steps)
+        schedule = recipe.schedule.build(steps: recipe.training.steps)
         source = try experiment.dataset.trainingBatches(batchSize: recipe.training.batchSize, seed: UInt64(recipe.seed))
         progress = TrainingProgress(position: source.position)
         reporter = ProgressReporter(every: recipe.training.logEvery, to: output)
@@ -161,6 +161,7 @@ public final class Trainer {
         progress.tokens += tokens
         progress.seconds += seconds
         progress.position = source.position
+        rate.add(tokens: tokens, seconds: seconds)
         return StepResult(
             loss: loss, gradientNorm: norm, learningRate: optimizer.learningRate, tokens: tokens, seconds: seconds)
     }
@@ -198,7 +199,6 @@ public final class Trainer {
     private func log(_ window: inout LogWindow) throws {
         let count = Double(max(window.steps, 1))
         let loss = window.loss / count
-        rate.add(tokens: window.tokens, seconds: window.seconds, steps: window.steps)
         var values = [
             "loss": loss, "gradient_norm": window.gradientNorm / count, "learning_rate": window.learningRate,
             "tokens_per_second": Double(window.tokens) / max(window.seconds, 1e-9), "tokens": Double(progress.tokens),
@@ -296,6 +296,19 @@ extension OptimizerRecipe {
             return RAdam(
                 parameters, learningRate: learningRate, betas: (betas[0], betas[1]), epsilon: epsilon,
                 weightDecay: weightDecay)
+        }
+    }
+}
+
+extension ScheduleRecipe {
+    /// The schedule for a run of so many steps.
+    func build(steps: Int) -> LearningRateSchedule {
+        switch name {
+        case .constant: .constant(warmupSteps: warmupSteps)
+        case .cosine: .cosine(steps: steps, finalFraction: finalFraction, warmupSteps: warmupSteps)
+        case .linear: .linear(steps: steps, finalFraction: finalFraction, warmupSteps: warmupSteps)
+        case .inverseSquareRoot: .inverseSquareRoot(warmupSteps: warmupSteps)
+        case .step: .step(every: every, factor: factor, warmupSteps: warmupSteps)
         }
     }
 }

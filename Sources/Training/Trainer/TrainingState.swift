@@ -1,5 +1,6 @@
 import Datasets
 import Foundation
+import SequenceModels
 import Torch
 import TorchNN
 import TorchOptimizers

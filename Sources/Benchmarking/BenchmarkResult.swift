@@ -1,7 +1,7 @@
 import Foundation
 
 /// Times and memory of one piece of work, as `subq bench --json` prints them.
-public struct Measurement: Codable, Sendable {
+public struct BenchmarkResult: Codable, Sendable {
     public var mechanism: String
     public var causal: Bool
     public var batch: Int
