@@ -83,7 +83,13 @@ public final class RotaryEmbedding: Module {
             shape.count >= 2 && shape.last == headDim, in: "RotaryEmbedding",
             "expected an input [..., length, \(headDim)], got \(shape)")
         guard shape.count >= 2 else { return x }
-        let (cos, sin) = waves.at(length: shape[shape.count - 2], offset: offset, dtype: x.dtype, device: x.device)
+        // Angles of half precision would be no positions.
+        let dtype = x.dtype.size < DType.float32.size ? .float32 : x.dtype
+        let (cos, sin) = waves.at(length: shape[shape.count - 2], offset: offset, dtype: dtype, device: x.device)
+        return turned(x, cos, sin).to(x.dtype)
+    }
+
+    private func turned(_ x: Tensor, _ cos: Tensor, _ sin: Tensor) -> Tensor {
         let half = headDim / 2
         switch pairing {
         case .halves:
