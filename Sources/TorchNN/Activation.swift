@@ -1,0 +1,22 @@
+import Torch
+
+/// A function applied to each element, by the name that configurations use.
+public enum Activation: String, Codable, CaseIterable, Sendable {
+    case identity, relu, gelu, silu, tanh, sigmoid, elu, softplus
+    /// gelu through its approximation by tanh.
+    case geluTanh = "gelu-tanh"
+
+    public func callAsFunction(_ x: Tensor) -> Tensor {
+        switch self {
+        case .identity: x
+        case .relu: x.relu()
+        case .gelu: x.gelu()
+        case .geluTanh: x.gelu(approximate: true)
+        case .silu: x.silu()
+        case .tanh: x.tanh()
+        case .sigmoid: x.sigmoid()
+        case .elu: x.elu()
+        case .softplus: x.softplus()
+        }
+    }
+}

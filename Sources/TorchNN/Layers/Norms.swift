@@ -1,0 +1,52 @@
+import Torch
+
+/// (x - mean) / √(variance + ε) over the last dimension, times weight plus bias (Ba et al., 2016, arXiv 1607.06450).
+public final class LayerNorm: Module {
+    /// `[dim]`, ones at first.
+    public let weight: Parameter
+    /// `[dim]`, zeros at first.
+    public let bias: Parameter?
+    public let dim: Int
+    public let epsilon: Double
+
+    public init(_ dim: Int, epsilon: Double = 1e-5, bias: Bool = true) {
+        checkNorm(dim, epsilon, in: "LayerNorm")
+        self.dim = dim
+        self.epsilon = epsilon
+        weight = Parameter(.ones([max(dim, 0)]))
+        self.bias = bias ? Parameter(.zeros([max(dim, 0)])) : nil
+        super.init()
+    }
+
+    public func callAsFunction(_ x: Tensor) -> Tensor {
+        checkLastDimension(x, dim, in: "LayerNorm")
+        return layerNorm(x, shape: [dim], weight: weight.value, bias: bias?.value, epsilon: epsilon)
+    }
+}
+
+/// x / √(mean(x²) + ε) over the last dimension, times weight (Zhang and Sennrich, 2019, arXiv 1910.07467).
+public final class RMSNorm: Module {
+    /// `[dim]`, ones at first.
+    public let weight: Parameter
+    public let dim: Int
+    public let epsilon: Double
+
+    public init(_ dim: Int, epsilon: Double = 1e-6) {
+        checkNorm(dim, epsilon, in: "RMSNorm")
+        self.dim = dim
+        self.epsilon = epsilon
+        weight = Parameter(.ones([max(dim, 0)]))
+        super.init()
+    }
+
+    public func callAsFunction(_ x: Tensor) -> Tensor {
+        checkLastDimension(x, dim, in: "RMSNorm")
+        return rmsNorm(x, shape: [dim], weight: weight.value, epsilon: epsilon)
+    }
+}
+
+private func checkNorm(_ dim: Int, _ epsilon: Double, in layer: String) {
+    torchPrecondition(dim > 0, in: layer, "expected a positive size, got \(dim)")
+    torchPrecondition(
+        epsilon >= 0 && epsilon.isFinite, in: layer, "expected an epsilon of at least 0, got \(epsilon)")
+}
