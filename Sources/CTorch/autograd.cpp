@@ -25,6 +25,8 @@ struct PullbackNode : torch::autograd::Node {
 
   torch::autograd::variable_list apply(torch::autograd::variable_list &&grads) override {
     TORCH_CHECK(pullback.context, "the graph was already used by backward(); ask for it to be kept to use it twice");
+    // Gradients are recorded only to be differentiated again, and what the closure does is not recorded.
+    TORCH_CHECK(!at::GradMode::is_enabled(), "a custom gradient cannot be differentiated again (createGraph)");
     std::vector<ctorch_tensor> given, results(inputs, nullptr);
     for (auto &grad : grads) given.push_back(grad.defined() ? wrap(grad) : nullptr);
     ctorch_error error{CTORCH_OK, nullptr};
@@ -38,6 +40,9 @@ struct PullbackNode : torch::autograd::Node {
     if (error.message) {
       std::string text(error.message);
       free(error.message);
+      TORCH_CHECK_WITH(OutOfMemoryError, error.kind != CTORCH_OUT_OF_MEMORY, text);
+      TORCH_CHECK_INDEX(error.kind != CTORCH_INDEX_OUT_OF_RANGE, text);
+      TORCH_CHECK_NOT_IMPLEMENTED(error.kind != CTORCH_NOT_SUPPORTED, text);
       TORCH_CHECK(false, text);
     }
     return list;
@@ -95,10 +100,14 @@ void ctorch_set_grad_enabled(bool enabled) { at::GradMode::set_enabled(enabled);
 
 void ctorch_attach_pullback(const ctorch_tensor *inputs, size_t input_count, const ctorch_tensor *outputs, size_t output_count,
                             ctorch_pullback pullback, ctorch_error *error) {
-  auto node = make_node(pullback, input_count);
   guarded(error, [&] {
+    auto node = make_node(pullback, input_count);
     node->set_next_edges(torch::autograd::collect_next_edges(list(inputs, input_count)));
-    for (size_t i = 0; i < output_count; ++i) torch::autograd::set_history(get(outputs[i]), node);
+    for (size_t i = 0; i < output_count; ++i) {
+      // Whole numbers have no gradient; the pullback gets an undefined one in their place.
+      const bool smooth = torch::autograd::isDifferentiableType(get(outputs[i]).scalar_type());
+      torch::autograd::set_history(smooth ? get(outputs[i]) : at::Tensor(), node);
+    }
   });
 }
 

@@ -48,6 +48,8 @@ void ctorch::store_exception(ctorch_error *error) noexcept {
 
 extern "C" {
 
+void ctorch_error_set(ctorch_error *error, int32_t kind, const char *text) { store(error, kind, text); }
+
 void ctorch_tensor_free(ctorch_tensor tensor) { delete tensor; }
 ctorch_tensor ctorch_tensor_retain(ctorch_tensor tensor) { return wrap(get(tensor)); }
 

@@ -1,6 +1,20 @@
 #include "internal.hpp"
 
+#include <cmath>
+
 using namespace ctorch;
+
+namespace {
+
+/// A whole bound stays whole for whole numbers, which a fractional one would turn into float32.
+std::optional<at::Scalar> bound(const at::Tensor &tensor, const double *value) {
+  if (!value) return std::nullopt;
+  const bool whole = std::nearbyint(*value) == *value && std::abs(*value) < 0x1p62;
+  if (whole && at::isIntegralType(tensor.scalar_type(), /*includeBool=*/false)) return at::Scalar(static_cast<int64_t>(*value));
+  return at::Scalar(*value);
+}
+
+} // namespace
 
 extern "C" {
 
@@ -42,10 +56,7 @@ ctorch_tensor ctorch_floor_divide_scalar(ctorch_tensor a, ctorch_scalar b, ctorc
 }
 ctorch_tensor ctorch_clamp(ctorch_tensor a, const double *minimum, const double *maximum, ctorch_error *error) {
   return guarded_tensor(error, [&] {
-    std::optional<at::Scalar> low, high;
-    if (minimum) low = at::Scalar(*minimum);
-    if (maximum) high = at::Scalar(*maximum);
-    return at::clamp(get(a), low, high);
+    return at::clamp(get(a), bound(get(a), minimum), bound(get(a), maximum));
   });
 }
 ctorch_tensor ctorch_elu(ctorch_tensor a, double alpha, ctorch_error *error) {

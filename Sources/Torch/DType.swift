@@ -54,7 +54,8 @@ extension DType: CustomStringConvertible {
 
 /// A number that can stand beside a tensor in an expression, or be an element of one.
 ///
-/// An operation with a number keeps the tensor's type: a `float32` tensor plus `1` or `0.5` is `float32`.
+/// An operation with a number keeps the tensor's type: a `float32` tensor plus `1` or `0.5` is `float32`. Only where that type
+/// cannot hold the result does it widen: `int64` plus `0.5` is `float32`, `bool` plus `1` is `int64`.
 public protocol TensorScalar: Sendable {
     static var dtype: DType { get }
     var scalarValue: ScalarValue { get }

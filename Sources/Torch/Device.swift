@@ -15,7 +15,7 @@ public enum Device: Hashable, Sendable {
         case ["mps"]: self = .mps
         case ["cuda"]: self = .cuda(0)
         case let parts where parts.count == 2 && parts[0] == "cuda":
-            guard let index = Int(parts[1]), index >= 0 else { fallthrough }
+            guard let index = Int(parts[1]), (0..<64).contains(index) else { fallthrough }
             self = .cuda(index)
         default:
             throw TorchError(

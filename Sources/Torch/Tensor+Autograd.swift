@@ -41,6 +41,12 @@ public func gradients(
     of outputs: [Tensor], weightedBy gradients: [Tensor]? = nil, withRespectTo inputs: [Tensor],
     keepGraph: Bool = false, createGraph: Bool = false
 ) -> [Tensor?] {
+    guard (gradients?.count ?? outputs.count) == outputs.count else {
+        fail(
+            TorchError(
+                .invalidArgument, in: "gradients", "\(gradients?.count ?? 0) weights for \(outputs.count) outputs"))
+        return inputs.map { _ in nil }
+    }
     var results = [ctorch_tensor?](repeating: nil, count: inputs.count)
     run("gradients", outputs + inputs + (gradients ?? [])) { pointers, error in
         let given =

@@ -60,6 +60,11 @@ public func fusedAdamW(
     learningRate: Double, beta1: Double, beta2: Double, weightDecay: Double, epsilon: Double
 ) {
     let count = parameters.count
+    guard [gradients, means, squares, steps].allSatisfy({ $0.count == count }) else {
+        let counts = [parameters, gradients, means, squares, steps].map(\.count)
+        fail(TorchError(.invalidArgument, in: "fused_adamw_", "lists of different lengths: \(counts)"))
+        return
+    }
     run("fused_adamw_", parameters + gradients + means + squares + steps) { pointers, error in
         pointers.withUnsafeBufferPointer { all in
             guard let start = all.baseAddress else { return }

@@ -37,7 +37,7 @@ extension Range<Int>: TensorIndexConvertible {
     public var tensorIndex: TensorIndex { .range(lowerBound, upperBound) }
 }
 extension ClosedRange<Int>: TensorIndexConvertible {
-    public var tensorIndex: TensorIndex { .range(lowerBound, upperBound + 1) }
+    public var tensorIndex: TensorIndex { .range(lowerBound, upperBound == -1 ? nil : upperBound + 1) }
 }
 extension PartialRangeFrom<Int>: TensorIndexConvertible {
     public var tensorIndex: TensorIndex { .range(lowerBound, nil) }
@@ -46,14 +46,14 @@ extension PartialRangeUpTo<Int>: TensorIndexConvertible {
     public var tensorIndex: TensorIndex { .range(0, upperBound) }
 }
 extension PartialRangeThrough<Int>: TensorIndexConvertible {
-    public var tensorIndex: TensorIndex { .range(0, upperBound + 1) }
+    public var tensorIndex: TensorIndex { .range(0, upperBound == -1 ? nil : upperBound + 1) }
 }
 extension Tensor: TensorIndexConvertible {
     public var tensorIndex: TensorIndex { .positions(self) }
 }
 
 extension Tensor {
-    /// A part of the tensor: `x[0]`, `x[.ellipsis, 1..<3]`, `x[.all, -1]`, `x[.newAxis, ...]`.
+    /// A part of the tensor: `x[0]`, `x[.ellipsis, 1..<3]`, `x[.all, -1]`, `x[.newAxis, .ellipsis]`.
     ///
     /// Positions, ranges, `.all` and `.newAxis` give views; a vector of positions copies.
     public subscript(_ indices: any TensorIndexConvertible...) -> Tensor {
@@ -66,6 +66,8 @@ extension Tensor {
         }
         let rank = rank
         torchPrecondition(consumed <= rank, in: "subscript", "\(consumed) indices into a tensor of shape \(shape)")
+        let ellipses = entries.count { if case .remainingDimensions = $0 { true } else { false } }
+        torchPrecondition(ellipses <= 1, in: "subscript", "\(ellipses) ellipses, expected at most one")
         var result = self
         var dim = 0
         for entry in entries {

@@ -25,12 +25,14 @@ extension Tensor {
 
     /// The discrete Fourier transform of real numbers: n → n/2 + 1 complex ones. `count` cuts or pads first.
     public func rfft(_ dim: Int = -1, count: Int? = nil, orthonormal: Bool = false) -> Tensor {
-        call("rfft", self) { ctorch_rfft($0, Int64(count ?? 0), Int64(dim), orthonormal, $1) }
+        torchPrecondition(count ?? 1 > 0, in: "rfft", "\(count ?? 0) points, expected at least one")
+        return call("rfft", self) { ctorch_rfft($0, Int64(count ?? 0), Int64(dim), orthonormal, $1) }
     }
 
     /// The inverse of ``rfft(_:count:orthonormal:)``; give `count` for an odd length.
     public func irfft(_ dim: Int = -1, count: Int? = nil, orthonormal: Bool = false) -> Tensor {
-        call("irfft", self) { ctorch_irfft($0, Int64(count ?? 0), Int64(dim), orthonormal, $1) }
+        torchPrecondition(count ?? 1 > 0, in: "irfft", "\(count ?? 0) points, expected at least one")
+        return call("irfft", self) { ctorch_irfft($0, Int64(count ?? 0), Int64(dim), orthonormal, $1) }
     }
 
     /// Complex numbers as a last dimension of two, and back.

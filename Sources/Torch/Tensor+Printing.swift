@@ -13,58 +13,50 @@ extension Tensor: CustomStringConvertible {
 
 /// Prints numbers in columns of one width, six at each end of a dimension that has more than sixteen.
 private struct TensorPrinter {
-    private let edge = 6
-    private let limit = 16
-    private var values: [Double]
-    private let shape: [Int]
-    private let integral: Bool
-    private let isBool: Bool
+    private static let edge = 6
+    private static let limit = 16
+    /// The shown numbers in row-major order, and how many of each dimension are shown.
+    private let texts: [String]
+    private let shown: [Int]
+    private let isCut: [Bool]
 
     init(_ tensor: Tensor) {
-        let real = tensor.dtype == .complex64 || tensor.dtype == .complex128 ? tensor.complexAsReal() : tensor
-        values = real.scalars(as: Double.self)
-        shape = real.shape
-        isBool = tensor.dtype == .bool
-        integral = !real.dtype.isFloatingPoint
+        let source = tensor.detached()
+        var part = source.dtype == .complex64 || source.dtype == .complex128 ? source.complexAsReal() : source
+        isCut = part.shape.map { $0 > Self.limit }
+        for (dim, size) in part.shape.enumerated() where size > Self.limit {
+            part = concatenate([part.sliced(dim, 0..<Self.edge), part.sliced(dim, size - Self.edge..<size)], dim: dim)
+        }
+        shown = part.shape
+        texts =
+            switch part.dtype {
+            case .bool: part.scalars(as: Bool.self).map { "\($0)" }
+            case let type where type.isFloatingPoint: part.scalars(as: Double.self).map(Self.format)
+            default: part.scalars(as: Int.self).map { "\($0)" }
+            }
     }
 
     var text: String {
-        guard !shape.isEmpty else { return format(values[0]) }
-        let width = shownOffsets(0, 0).map { format(values[$0]).count }.max() ?? 1
-        return block(0, 0, indent: 1, width: width)
+        guard !shown.isEmpty else { return texts[0] }
+        return block(0, texts[...], indent: 1, width: texts.map(\.count).max() ?? 1)
     }
 
-    private func format(_ value: Double) -> String {
-        if isBool { return value == 0 ? "false" : "true" }
-        if integral { return String(format: "%.0f", value) }
+    private static func format(_ value: Double) -> String {
         let magnitude = abs(value)
         return magnitude != 0 && (magnitude < 1e-3 || magnitude >= 1e5)
             ? String(format: "%.4e", value) : String(format: "%.4f", value)
     }
 
-    private func positions(_ dim: Int) -> [Int] {
-        let size = shape[dim]
-        return size <= limit ? Array(0..<size) : Array(0..<edge) + Array(size - edge..<size)
-    }
-
-    private func stride(_ dim: Int) -> Int { shape[(dim + 1)...].reduce(1, *) }
-
-    private func shownOffsets(_ dim: Int, _ offset: Int) -> [Int] {
-        dim == shape.count ? [offset] : positions(dim).flatMap { shownOffsets(dim + 1, offset + $0 * stride(dim)) }
-    }
-
-    private func block(_ dim: Int, _ offset: Int, indent: Int, width: Int) -> String {
-        let cut = shape[dim] > limit
-        let last = dim == shape.count - 1
-        var parts = positions(dim).map { position in
-            let start = offset + position * stride(dim)
-            if !last { return block(dim + 1, start, indent: indent + 1, width: width) }
-            let text = format(values[start])
-            return String(repeating: " ", count: max(0, width - text.count)) + text
+    private func block(_ dim: Int, _ part: ArraySlice<String>, indent: Int, width: Int) -> String {
+        let size = part.count / shown[dim]
+        let last = dim == shown.count - 1
+        var parts = (0..<shown[dim]).map { position in
+            let start = part.startIndex + position * size
+            if !last { return block(dim + 1, part[start..<start + size], indent: indent + 1, width: width) }
+            return String(repeating: " ", count: max(0, width - part[start].count)) + part[start]
         }
-        if cut { parts.insert("…", at: edge) }
-        let gap =
-            last ? ", " : String(repeating: "\n", count: shape.count - 1 - dim) + String(repeating: " ", count: indent)
-        return "[" + parts.joined(separator: last ? gap : "," + gap) + "]"
+        if isCut[dim] { parts.insert("…", at: Self.edge) }
+        let breaks = String(repeating: "\n", count: shown.count - 1 - dim) + String(repeating: " ", count: indent)
+        return "[" + parts.joined(separator: last ? ", " : "," + breaks) + "]"
     }
 }

@@ -101,7 +101,7 @@ extension Tensor {
             count > 0 && size.isMultiple(of: max(count, 1)), in: "split",
             "\(count) equal pieces of dimension \(dim), size \(size)")
         let piece = size / max(count, 1)
-        return (0..<count).map { sliced(dim, $0 * piece..<($0 + 1) * piece) }
+        return (0..<max(count, 0)).map { sliced(dim, $0 * piece..<($0 + 1) * piece) }
     }
 }
 

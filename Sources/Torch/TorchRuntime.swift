@@ -9,7 +9,8 @@ public enum TorchRuntime {
     /// The vector instructions that LibTorch's own kernels use here: `AVX512`, `AVX2`, `DEFAULT`, ….
     public static var instructionSet: String { String(cString: ctorch_cpu_capability()) }
 
-    /// How many threads one operation may use.
+    /// How many threads one operation may use. Set it before the first operation: a thread of the program that has computed
+    /// already keeps the number that it started with.
     public static var threadCount: Int {
         get { Int(ctorch_thread_count()) }
         set { ctorch_set_thread_count(Int32(max(1, newValue))) }

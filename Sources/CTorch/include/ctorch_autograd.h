@@ -24,6 +24,9 @@ typedef struct {
   void (*release)(void *context);
 } ctorch_pullback;
 
+/// A failure of a pullback on its way into LibTorch: copies `text`.
+void ctorch_error_set(ctorch_error *error, int32_t kind, const char *text);
+
 /// Hangs `pullback` behind `outputs`, which were computed from `inputs` without a graph. Takes over `pullback`.
 void ctorch_attach_pullback(const ctorch_tensor *inputs, size_t input_count, const ctorch_tensor *outputs, size_t output_count,
                             ctorch_pullback pullback, ctorch_error *error);

@@ -130,6 +130,7 @@ struct CausalLinear : torch::autograd::Function<CausalLinear> {
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context, torch::autograd::variable_list grads) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), "causal linear attention cannot be differentiated twice (createGraph)");
     auto saved = context->get_saved_variables();
     auto &q = saved[0], &k = saved[1], &v = saved[2], &out = saved[3], &den = saved[4], &all_s = saved[5], &all_p = saved[6],
          &all_z = saved[7];
