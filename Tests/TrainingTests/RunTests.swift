@@ -174,6 +174,41 @@ struct CheckpointStoreTests {
     }
 }
 
+struct KillTests {
+    /// Killed at a random moment while it writes checkpoints without end: what is left is always whole.
+    @Test(arguments: 0..<4) func aKillLeavesAWholeCheckpoint(trial: Int) async throws {
+        let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+        defer { try? FileManager.default.removeItem(at: folder) }
+        let path = folder.path
+        for _ in 0..<3 {
+            await #expect(processExitsWith: .signal(SIGKILL)) { [path = path as String] in
+                let store = CheckpointStore(folder: URL(fileURLWithPath: path).appendingPathComponent("checkpoint"))
+                let first = try store.newest { _ in exit(1) }?.step ?? 0
+                try store.save(step: first) { try Data().write(to: $0.appendingPathComponent("state")) }
+                let delay = UInt32.random(in: 0...30_000)
+                Thread.detachNewThread {
+                    usleep(delay)
+                    kill(getpid(), SIGKILL)
+                }
+                for step in first + 1...Int.max {
+                    try store.save(step: step) { folder in
+                        for name in ["model", "optimizer"] {
+                            let data = Data(repeating: UInt8(truncatingIfNeeded: step), count: 50_000)
+                            try AtomicFile.write(data, to: folder.appendingPathComponent(name))
+                        }
+                    }
+                }
+            }
+        }
+        let store = CheckpointStore(folder: folder.appendingPathComponent("checkpoint"))
+        let newest = try #require(try store.newest { Issue.record("\($0)") })
+        if newest.step > 0, FileManager.default.fileExists(atPath: newest.file("model").path) {
+            #expect(try Data(contentsOf: newest.file("model")).first == UInt8(truncatingIfNeeded: newest.step))
+        }
+    }
+}
+
 struct MetricsLogTests {
     private func record(_ step: Int) -> MetricsRecord {
         MetricsRecord(step: step, split: "train", values: ["loss": 1 / Double(step + 1), "tokens": 3])
