@@ -78,7 +78,9 @@ let package = Package(
         tests(of: "Datasets", ["CZlib"], resources: [.copy("Resources/listops.tsv")]),
         tests(of: "Conformance"),
         tests(of: "Inference"),
-        tests(of: "Training"),
+        tests(
+            of: "Training", ["Torch", "TorchNN", "TorchOptimizers", "SequenceMixers", "SequenceModels", "Datasets"],
+            resources: [.copy("Resources")]),
         tests(of: "Benchmarking"),
     ],
     cxxLanguageStandard: .cxx20
