@@ -33,7 +33,8 @@ public final class LinearCore: Module, StreamingCore {
 
     public func reference(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?) -> Tensor {
         check(q, k, v, paddingMask)
-        var weights = matmul(featureMap(q), maskedKeys(featureMap(k), paddingMask).transposed())  // [batch, heads, n, m]
+        let phiK = maskedKeys(featureMap(k), paddingMask)
+        var weights = matmul(featureMap(q), phiK.transposed())  // [batch, heads, n, m]
         if isCausal { weights = weights.lowerTriangle() }
         return matmul(weights, v) / (weights.sum(-1, keepDim: true) + epsilon)
     }

@@ -42,7 +42,7 @@ public final class SoftmaxCore: Module, StreamingCore {
         checkCausal(q, k)
         var visible = Tensor.ones([q.size(2), k.size(2)], dtype: .bool, device: q.device)
         if isCausal { visible = visible.lowerTriangle() }
-        if let mask = paddingMask { visible = visible .&& mask.unsqueezed(1).unsqueezed(1) }
+        if let mask = paddingMask { visible = (visible .&& mask.unsqueezed(1).unsqueezed(1)) }
         // In double: a logit of some hundreds has too few digits after the point in float32 to be the truth.
         let logits = matmul(q.to(.float64), k.to(.float64).transposed()) * scale(for: q)
         let scores = logits.masked(where: .!visible, with: -Double.infinity)
@@ -91,7 +91,7 @@ public final class SoftmaxCore: Module, StreamingCore {
         if past == 0 { return self(q, k, v, paddingMask: paddingMask) }
         // Query i of this piece sees the whole past and the piece up to i: a mask of n × (past + n), bounded by the piece.
         var visible = Tensor.ones([n, past + n], dtype: .bool, device: q.device).lowerTriangle(diagonal: past)
-        if let mask = state.mask { visible = visible .&& mask.unsqueezed(1).unsqueezed(1) }
+        if let mask = state.mask { visible = (visible .&& mask.unsqueezed(1).unsqueezed(1)) }
         return masked(q, state, visible)
     }
 

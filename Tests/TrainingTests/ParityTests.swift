@@ -14,9 +14,9 @@ import TorchOptimizers
 struct ParityTests {
     struct Settings: Decodable {
         let mechanism: String
-        let layers, model_dim, heads, length, steps: Int
-        let learning_rate: Double
-        let momentum, step_size: Double
+        let layers, modelDim, heads, length, steps: Int
+        let learningRate: Double
+        let momentum, stepSize: Double
     }
 
     static let files: [URL] = {
@@ -33,7 +33,9 @@ struct ParityTests {
 
     @Test("30 steps as in PyTorch", arguments: files) func train(_ url: URL) throws {
         let file = try SafetensorsFile(url)
-        let settings = try JSONDecoder().decode(Settings.self, from: Data(try #require(file.metadata["settings"]).utf8))
+        let decoder = JSONDecoder()
+        decoder.keyDecodingStrategy = .convertFromSnakeCase
+        let settings = try decoder.decode(Settings.self, from: Data(try #require(file.metadata["settings"]).utf8))
         let tensors = try file.tensors()
         let model = try Self.model(settings)
         let initial = tensors.filter { $0.key.hasPrefix("initial.") }.map { ($0.key.dropFirst(8), $0.value) }
@@ -42,7 +44,7 @@ struct ParityTests {
         let tokens = try #require(tensors["tokens"]).to(.int64)
         let expected: [Double] = try #require(tensors["losses"]).scalars()
         let optimizer = AdamW(
-            model.namedParameters(), learningRate: settings.learning_rate, betas: (0.9, 0.95), weightDecay: 0.01)
+            model.namedParameters(), learningRate: settings.learningRate, betas: (0.9, 0.95), weightDecay: 0.01)
         var worst = 0.0
         for step in 0..<settings.steps {
             let batch = tokens[step]
@@ -68,10 +70,10 @@ struct ParityTests {
     private static func model(_ settings: Settings) throws -> LanguageModel {
         let options: (any MixerOptions)? =
             settings.mechanism == "momentum"
-            ? MomentumOptions(momentum: settings.momentum, stepSize: settings.step_size) : nil
+            ? MomentumOptions(momentum: settings.momentum, stepSize: settings.stepSize) : nil
         var configuration = ModelConfiguration(mixer: try MixerConfiguration(settings.mechanism, options))
         configuration.layers = settings.layers
-        configuration.modelDim = settings.model_dim
+        configuration.modelDim = settings.modelDim
         configuration.heads = settings.heads
         return try LanguageModel(
             configuration, vocabulary: 256, maximumLength: settings.length, using: RandomGenerator(seed: 0))
