@@ -50,7 +50,7 @@ let package = Package(
         room("TorchOptimizers", ["Torch", "TorchNN"]),
         room("SequenceMixers", ["Torch", "TorchNN"]),
         room("SequenceModels", ["Torch", "TorchNN", "SequenceMixers"]),
-        room("Datasets", ["CZlib"]),
+        room("Datasets", ["Torch", "CZlib"]),
         room("Conformance", ["Torch", "TorchNN", "SequenceMixers", "SequenceModels"]),
         room("Benchmarking", ["Torch", "TorchNN", "TorchOptimizers", "SequenceMixers", "SequenceModels", "Inference"]),
         room("Inference", ["Torch", "TorchNN", "SequenceMixers", "SequenceModels"]),
@@ -75,7 +75,7 @@ let package = Package(
         tests(of: "TorchOptimizers"),
         tests(of: "SequenceMixers"),
         tests(of: "SequenceModels"),
-        tests(of: "Datasets", ["CZlib"], resources: [.copy("Resources/listops.tsv")]),
+        tests(of: "Datasets", ["Torch", "CZlib"], resources: [.copy("Resources/listops.tsv")]),
         tests(of: "Conformance"),
         tests(of: "Inference"),
         tests(

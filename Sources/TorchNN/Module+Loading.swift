@@ -56,7 +56,7 @@ public struct LoadError: Error, Equatable, Sendable, CustomStringConvertible {
     }
 
     private func quoted(_ name: String, nearestIn names: [String], _ introduction: String) -> String {
-        guard let nearest = nearestName(to: name, among: names) else { return "'\(name)'" }
+        guard let nearest = NearestName.find(for: name, among: names) else { return "'\(name)'" }
         return "'\(name)' (\(introduction) '\(nearest)')"
     }
 

@@ -35,7 +35,8 @@ struct Evaluate: ParsableCommand {
         let result = try withTorchErrors {
             try model.evaluate(on: dataset, split: split, batchSize: recipe.training.batchSize)
         }
-        let metrics = result.metrics(for: recipe.task)
+        var metrics = result.metrics(for: recipe.task)
+        if let labeled = dataset as? ClassificationDataset { metrics["majority_share"] = labeled[split].majorityShare }
         if json { return try Report(run: folder, split: split.rawValue, metrics: metrics).printJSON() }
         for (name, value) in metrics.sorted(by: { $0.key < $1.key }) {
             print(

@@ -1,5 +1,6 @@
 import Foundation
 import Testing
+import Torch
 
 @testable import Datasets
 
@@ -90,8 +91,8 @@ import Testing
         let file = try folder.write("a file", to: "file")
         let splits = ListOpsSplits(train: [], validation: [], test: [])
         #expect(throws: DatasetError.self) { try ListOpsFile.write(splits, to: file) }
-        #expect(throws: DatasetError.self) { try ListOpsFile.write([], to: file.appending(component: "x.tsv")) }
-        #expect(throws: DatasetError.self) { try ListOpsFile.write([], to: folder.url) }
+        #expect(throws: FileWriteError.self) { try ListOpsFile.write([], to: file.appending(component: "x.tsv")) }
+        #expect(throws: FileWriteError.self) { try ListOpsFile.write([], to: folder.url) }
         #expect(throws: DatasetError.self) { try ClassificationDataset.listOps(contentsOf: folder.url) }
     }
 

@@ -1,4 +1,5 @@
 import Foundation
+import Torch
 
 /// The tables in which ListOps sets are published: tab-separated, with a header line that names the columns `Source`
 /// and `Target`, in either order and among others. `Source` may stand in either notation.
@@ -37,11 +38,11 @@ public enum ListOpsFile {
     /// is made where it is missing. Every answer is proven by two evaluators before it is written.
     ///
     /// - Throws: ``DatasetError``; a file that was there before stays whole.
-    public static func write(_ splits: ListOpsSplits, to folder: URL) throws(DatasetError) {
+    public static func write(_ splits: ListOpsSplits, to folder: URL) throws {
         do {
             try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
         } catch {
-            throw .unwritable(path: folder.path(percentEncoded: false), reason: error.shortReason)
+            throw DatasetError.unwritable(path: folder.path(percentEncoded: false), reason: error.shortReason)
         }
         try write(splits.train, to: folder.appending(component: name(of: .train)))
         try write(splits.validation, to: folder.appending(component: name(of: .validation)))
@@ -49,18 +50,25 @@ public enum ListOpsFile {
     }
 
     /// Writes one table with the columns `Source`, in binary notation, and `Target`.
-    public static func write(_ examples: [ListOpsExample], to url: URL) throws(DatasetError) {
-        try AtomicFile.write(to: url) { (file) throws(DatasetError) in
-            try file.append("Source\tTarget\n".utf8)
+    ///
+    /// - Throws: ``DatasetError/unprovenAnswer(expression:answers:)`` for an answer that is wrong, `FileWriteError`.
+    public static func write(_ examples: [ListOpsExample], to url: URL) throws {
+        try AtomicFile.write(to: url) { file in
+            var buffer = Data("Source\tTarget\n".utf8)
             for example in examples {
                 let proven = try example.expression.provenValue()
                 guard proven == example.answer else {
-                    throw .unprovenAnswer(
+                    throw DatasetError.unprovenAnswer(
                         expression: example.expression.description, answers: [example.answer, proven])
                 }
-                try file.append(example.expression.binaryBytes)
-                try file.append("\t\(example.answer)\n".utf8)
+                buffer.append(contentsOf: example.expression.binaryBytes)
+                buffer.append(contentsOf: "\t\(example.answer)\n".utf8)
+                if buffer.count >= 1 << 20 {
+                    try file.write(buffer)
+                    buffer.removeAll(keepingCapacity: true)
+                }
             }
+            try file.write(buffer)
         }
     }
 }
