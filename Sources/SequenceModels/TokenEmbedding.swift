@@ -17,8 +17,10 @@ public final class TokenEmbedding: Module {
         let dim = configuration.modelDim
         concatenates = configuration.position == .sinusoidalConcatenated
         token = Embedding(vocabulary, concatenates ? dim / 2 : dim, using: generator)
-        // Small enough that what the blocks add counts from the first step on.
-        Initializer.normal(deviation: 0.02).apply(to: token.weight, using: generator)
+        // Beside sines and cosines a token must be as loud as they are; alone it may be small, so that what the blocks add
+        // counts from the first step on.
+        let besideWaves = configuration.position == .sinusoidal || concatenates
+        Initializer.normal(deviation: besideWaves ? 1 : 0.02).apply(to: token.weight, using: generator)
         learned =
             configuration.position == .learned
             ? LearnedPositionalEmbedding(maximumLength: maximumLength, dim: dim, using: generator) : nil
