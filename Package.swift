@@ -71,8 +71,8 @@ let package = Package(
             ], swiftSettings: swiftSettings),
 
         tests(of: "Torch"),
-        tests(of: "TorchNN"),
-        tests(of: "TorchOptimizers"),
+        tests(of: "TorchNN", ["Torch"], resources: [.copy("Resources")]),
+        tests(of: "TorchOptimizers", ["Torch", "TorchNN"], resources: [.copy("Resources")]),
         tests(of: "SequenceMixers"),
         tests(of: "SequenceModels"),
         tests(of: "Datasets", ["Torch", "CZlib"], resources: [.copy("Resources/listops.tsv")]),

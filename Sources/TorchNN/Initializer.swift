@@ -61,9 +61,8 @@ public enum Initializer: Equatable, Sendable {
             tensor.rank >= 2 && rows * columns > 0, in: "Initializer",
             "expected a tensor of at least two dimensions, none of them empty, got \(tensor.shape)")
         let dtype = tensor.dtype == .float64 ? DType.float64 : .float32
-        let normal = Tensor.randomNormal(
-            [max(rows, columns), min(rows, columns)], using: generator, dtype: dtype, device: tensor.device)
-        let (q, r) = normal.qr()
+        let normal = Tensor.randomNormal([rows, columns], using: generator, dtype: dtype, device: tensor.device)
+        let (q, r) = (rows < columns ? normal.transposed() : normal).qr()
         let signed = q * r.diagonal().sign()
         let matrix = rows < columns ? signed.transposed() : signed
         tensor.copyInPlace(from: (matrix * gain).reshaped(to: tensor.shape))
