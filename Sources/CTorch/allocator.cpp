@@ -40,7 +40,8 @@ public:
     return {block, block, &give_back, c10::Device(c10::kCPU)};
   }
 
-  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  /// oneDNN's kernels allocate and free without a DataPtr, blocks of either kind.
+  c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
   void copy_data(void *destination, const void *source, size_t count) const override { std::memcpy(destination, source, count); }
 
   void release() {
@@ -111,13 +112,22 @@ private:
 
   static void give_back(void *block) {
     auto &self = shared();
-    std::lock_guard<std::mutex> lock(self.mutex_);
+    std::unique_lock<std::mutex> lock(self.mutex_);
     auto entry = self.sizes_.find(block);
+    if (entry == self.sizes_.end()) { // a small one, freed through raw_deleter
+      lock.unlock();
+      c10::free_cpu(block);
+      return;
+    }
     size_t size = entry->second;
     self.sizes_.erase(entry);
-    self.free_[size].push_back(block);
     self.in_use_ -= size;
-    self.kept_ += size;
+    try {
+      self.free_[size].push_back(block);
+      self.kept_ += size;
+    } catch (const std::bad_alloc &) {
+      c10::free_cpu(block);
+    }
   }
 };
 
