@@ -79,7 +79,14 @@ ctorch_tensor ctorch_grad(ctorch_tensor a) {
   return grad.defined() ? wrap(grad) : nullptr;
 }
 void ctorch_set_grad(ctorch_tensor a, ctorch_tensor grad, ctorch_error *error) {
-  guarded(error, [&] { get(a).mutable_grad() = optional(grad); });
+  guarded(error, [&] {
+    const auto given = optional(grad);
+    TORCH_CHECK(!given.defined() || (given.sizes() == get(a).sizes() && given.scalar_type() == get(a).scalar_type() &&
+                                     given.device() == get(a).device()),
+                "a gradient has its tensor's shape, type and device, ", get(a).sizes(), " ", get(a).scalar_type(), " on ",
+                get(a).device(), "; this one is ", given.sizes(), " ", given.scalar_type(), " on ", given.device());
+    get(a).mutable_grad() = given;
+  });
 }
 ctorch_tensor ctorch_detach(ctorch_tensor a, ctorch_error *error) {
   return guarded_tensor(error, [&] { return get(a).detach(); });

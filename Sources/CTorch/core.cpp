@@ -35,7 +35,8 @@ void ctorch::store_exception(ctorch_error *error) noexcept {
     store(error, CTORCH_NOT_SUPPORTED, e.what_without_backtrace());
   } catch (const c10::Error &e) {
     const char *text = e.what_without_backtrace();
-    bool memory = std::strstr(text, "not enough memory") != nullptr;
+    // The CPU allocator has no exception type of its own.
+    bool memory = std::strstr(text, "not enough memory") || std::strstr(text, "can't allocate memory");
     store(error, memory ? CTORCH_OUT_OF_MEMORY : CTORCH_INVALID_ARGUMENT, text);
   } catch (const std::bad_alloc &) {
     store(error, CTORCH_OUT_OF_MEMORY, "out of memory");
