@@ -60,10 +60,6 @@ void ctorch_shape(ctorch_tensor tensor, int64_t *shape) {
   auto sizes = get(tensor).sizes();
   std::copy(sizes.begin(), sizes.end(), shape);
 }
-void ctorch_strides(ctorch_tensor tensor, int64_t *strides) {
-  auto values = get(tensor).strides();
-  std::copy(values.begin(), values.end(), strides);
-}
 int32_t ctorch_dtype(ctorch_tensor tensor) { return static_cast<int32_t>(get(tensor).scalar_type()); }
 int32_t ctorch_element_size(ctorch_tensor tensor) { return static_cast<int32_t>(get(tensor).element_size()); }
 int32_t ctorch_device_type(ctorch_tensor tensor) { return static_cast<int32_t>(get(tensor).device().type()); }

@@ -7,9 +7,6 @@ extern "C" {
 ctorch_tensor ctorch_matmul(ctorch_tensor a, ctorch_tensor b, ctorch_error *error) {
   return guarded_tensor(error, [&] { return at::matmul(get(a), get(b)); });
 }
-ctorch_tensor ctorch_baddbmm(ctorch_tensor c, ctorch_tensor a, ctorch_tensor b, double weight, double scale, ctorch_error *error) {
-  return guarded_tensor(error, [&] { return at::baddbmm(get(c), get(a), get(b), weight, scale); });
-}
 ctorch_tensor ctorch_einsum(const char *equation, const ctorch_tensor *tensors, size_t count, ctorch_error *error) {
   return guarded_tensor(error, [&] { return at::einsum(equation, list(tensors, count)); });
 }

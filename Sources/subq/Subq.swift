@@ -19,7 +19,8 @@ enum Main {
     static func main() {
         // A reader that goes away (`subq list | head`) ends the output, not the process.
         signal(SIGPIPE, SIG_IGN)
-        TorchRuntime.useCachingAllocator()
+        // For comparison only: the system's allocator page-faults every large temporary in anew.
+        if ProcessInfo.processInfo.environment["SUBQ_ALLOCATOR"] != "system" { TorchRuntime.useCachingAllocator() }
         do {
             var command = try Subq.parseAsRoot(Array(CommandLine.arguments.dropFirst()))
             try command.run()

@@ -47,7 +47,6 @@ ctorch_tensor ctorch_tensor_retain(ctorch_tensor tensor);
 int64_t ctorch_rank(ctorch_tensor tensor);
 int64_t ctorch_count(ctorch_tensor tensor);
 void ctorch_shape(ctorch_tensor tensor, int64_t *shape);
-void ctorch_strides(ctorch_tensor tensor, int64_t *strides);
 int32_t ctorch_dtype(ctorch_tensor tensor);
 int32_t ctorch_element_size(ctorch_tensor tensor);
 int32_t ctorch_device_type(ctorch_tensor tensor);

@@ -4,8 +4,6 @@
 CTORCH_BEGIN
 
 ctorch_tensor ctorch_matmul(ctorch_tensor a, ctorch_tensor b, ctorch_error *error);
-/// scale * a b + weight * c for batches of matrices
-ctorch_tensor ctorch_baddbmm(ctorch_tensor c, ctorch_tensor a, ctorch_tensor b, double weight, double scale, ctorch_error *error);
 ctorch_tensor ctorch_einsum(const char *equation, const ctorch_tensor *tensors, size_t count, ctorch_error *error);
 ctorch_tensor ctorch_linear(ctorch_tensor x, ctorch_tensor weight, ctorch_tensor bias, ctorch_error *error);
 /// Returns Q; `r` receives R.

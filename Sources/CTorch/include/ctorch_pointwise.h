@@ -14,7 +14,7 @@ CTORCH_BEGIN
   X(add) X(sub) X(mul) X(div) X(pow) X(remainder) X(eq) X(ne) X(lt) X(le) X(gt) X(ge)
 
 /// f(a, b), broadcast, without a form for numbers
-#define CTORCH_BINARY_TENSOR(X) X(minimum) X(maximum) X(logical_and) X(logical_or) X(logical_xor) X(atan2)
+#define CTORCH_BINARY_TENSOR(X) X(minimum) X(maximum) X(logical_and) X(logical_or)
 
 #define CTORCH_DECLARE(name) ctorch_tensor ctorch_##name(ctorch_tensor a, ctorch_error *error);
 CTORCH_UNARY(CTORCH_DECLARE)
