@@ -33,13 +33,13 @@ public enum GoldenFiles {
     public static func find(_ path: String) throws -> [URL] {
         var isFolder: ObjCBool = false
         guard FileManager.default.fileExists(atPath: path, isDirectory: &isFolder) else {
-            throw ConformanceError("\(path): no such file or folder")
+            throw ConformanceError("\(path): no such file or folder", isMissingFile: true)
         }
         let url = URL(fileURLWithPath: path)
         guard isFolder.boolValue else { return [url] }
         let enumerator = FileManager.default.enumerator(at: url, includingPropertiesForKeys: nil)
         let found = (enumerator?.compactMap { $0 as? URL } ?? []).filter { $0.pathExtension == "safetensors" }
-        guard !found.isEmpty else { throw ConformanceError("\(path): no .safetensors files in this folder") }
+        guard !found.isEmpty else { throw ConformanceError("\(path): no .safetensors files in this folder", isMissingFile: true) }
         return found.sorted { $0.path < $1.path }
     }
 }
@@ -48,5 +48,11 @@ public enum GoldenFiles {
 public struct ConformanceError: Error, Sendable, CustomStringConvertible {
     public let description: String
 
-    public init(_ description: String) { self.description = description }
+    /// Whether there is nothing to read, rather than something that is wrong.
+    public let isMissingFile: Bool
+
+    public init(_ description: String, isMissingFile: Bool = false) {
+        self.description = description
+        self.isMissingFile = isMissingFile
+    }
 }

@@ -98,6 +98,9 @@ extension Error {
         return switch (self as? CocoaError)?.code {
         case .fileReadNoPermission, .fileWriteNoPermission: "Permission denied"
         case .fileWriteOutOfSpace: "No space left on device"
+        case .fileWriteFileExists: "a file of that name is in the way"
+        case .fileNoSuchFile, .fileReadNoSuchFile: "no such folder"
+        case .fileReadUnknown, .fileWriteUnknown: "the system refused it"
         default: error.localizedDescription.replacing("\n", with: " ")
         }
     }

@@ -7,7 +7,7 @@ import Torch
 import TorchNN
 
 /// Which φ replaces the exponential of softmax.
-public enum FeatureMapKind: String, Codable, Sendable, CaseIterable {
+public enum FeatureMapKind: String, NamedChoice {
     /// elu(x) + 1, the paper's own.
     case eluPlusOne = "elu+1"
     case relu

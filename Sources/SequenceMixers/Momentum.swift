@@ -9,7 +9,7 @@ import Torch
 import TorchNN
 
 /// Which distance a key's weight depends on.
-public enum MomentumWeights: String, Codable, Sendable {
+public enum MomentumWeights: String, NamedChoice {
     /// To the query: the recurrence. Causal, streams.
     case heavyBall = "heavy-ball"
     /// To the end of the sequence, for every query: the authors' parallel training code, and the bidirectional forms.
@@ -19,7 +19,7 @@ public enum MomentumWeights: String, Codable, Sendable {
 }
 
 /// Which end of the sequence ``MomentumWeights/final`` counts from.
-public enum MomentumLength: String, Codable, Sendable {
+public enum MomentumLength: String, NamedChoice {
     /// The last real token, so that padding changes nothing.
     case real
     /// The padded length, as the authors' code does.

@@ -3,13 +3,13 @@ import Torch
 import TorchNN
 
 /// Where a block normalizes: the sum (`post`, as in the original Transformer), or what goes into each sub-layer (`pre`).
-public enum NormPlacement: String, Codable, Sendable, CaseIterable {
+public enum NormPlacement: String, NamedChoice {
     case pre
     case post
 }
 
 /// How a model knows where in the sequence a token stands.
-public enum PositionKind: String, Codable, Sendable, CaseIterable {
+public enum PositionKind: String, NamedChoice {
     case none
     /// A trained vector a position, up to the model's maximum length.
     case learned
@@ -22,7 +22,7 @@ public enum PositionKind: String, Codable, Sendable, CaseIterable {
 }
 
 /// How a classifier makes one vector of a sequence.
-public enum Pooling: String, Codable, Sendable, CaseIterable {
+public enum Pooling: String, NamedChoice {
     case mean
     case first
 }
@@ -68,17 +68,20 @@ public struct ModelConfiguration: Codable, Sendable {
 
     /// - Throws: ``ConfigurationError`` naming the first value that is out of range.
     public func validate() throws {
-        try require(layers, atLeast: 1, "layers")
-        try require(modelDim, atLeast: 1, "modelDim")
-        try require(heads, atLeast: 1, "heads")
-        try require(resolvedFeedForwardDim, atLeast: 1, "feedForwardDim")
+        // Far above every machine, and low enough that products of sizes stay numbers.
+        try require(layers, upTo: 10_000, "layers")
+        try require(modelDim, upTo: 1 << 24, "modelDim")
+        try require(heads, upTo: modelDim, "heads")
+        try require(resolvedFeedForwardDim, upTo: 1 << 28, "feedForwardDim")
         guard modelDim.isMultiple(of: heads) else {
             throw ConfigurationError("modelDim \(modelDim) is not a multiple of heads \(heads)")
         }
         guard (0..<1).contains(dropout) else {
             throw ConfigurationError("dropout must be at least 0 and below 1, not \(dropout)")
         }
-        guard normEpsilon > 0 else { throw ConfigurationError("normEpsilon must be above 0, not \(normEpsilon)") }
+        guard normEpsilon > 0, normEpsilon.isFinite else {
+            throw ConfigurationError("normEpsilon must be above 0, not \(normEpsilon)")
+        }
         if position == .sinusoidalConcatenated && !modelDim.isMultiple(of: 4) {
             throw ConfigurationError(
                 "position sinusoidal-concatenated needs modelDim to be a multiple of 4, not \(modelDim)")
@@ -89,8 +92,9 @@ public struct ModelConfiguration: Codable, Sendable {
         try residual.validate()
     }
 
-    private func require(_ value: Int, atLeast least: Int, _ name: String) throws {
-        guard value >= least else { throw ConfigurationError("\(name) must be at least \(least), not \(value)") }
+    private func require(_ value: Int, upTo most: Int, _ name: String) throws {
+        guard value >= 1 else { throw ConfigurationError("\(name) must be at least 1, not \(value)") }
+        guard value <= most else { throw ConfigurationError("\(name) must be at most \(most), not \(value)") }
     }
 
     /// The same settings for one layer's mixer.

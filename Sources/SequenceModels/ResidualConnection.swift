@@ -9,7 +9,7 @@ import Torch
 
 /// The kind of connection around each mixer; as `residual:` in a recipe. Feed-forward layers keep the plain one.
 public struct ResidualConfiguration: Codable, Sendable {
-    public enum Kind: String, Codable, Sendable, CaseIterable {
+    public enum Kind: String, NamedChoice {
         case plain
         case constant
         case adaptive

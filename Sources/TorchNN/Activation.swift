@@ -1,7 +1,7 @@
 import Torch
 
 /// A function applied to each element, by the name that configurations use.
-public enum Activation: String, Codable, CaseIterable, Sendable {
+public enum Activation: String, NamedChoice {
     case identity, relu, gelu, silu, tanh, sigmoid, elu, softplus
     /// gelu through its approximation by tanh.
     case geluTanh = "gelu-tanh"

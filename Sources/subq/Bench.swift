@@ -6,42 +6,54 @@ import Torch
 
 struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Measure time and memory.", subcommands: [Attention.self, Layer.self, LM.self, GenerateBench.self])
+        abstract: "Measure time and memory of mechanisms, layers and models.", subcommands: [Attention.self, Layer.self, LM.self, GenerateBench.self])
 
     /// What all measurements share.
     struct Options: ParsableArguments {
         @Option(help: ArgumentHelp("The mechanisms, by their names in `subq list`.", valueName: "A[,B…]"))
         var mechanism: String
-        @Option(help: "Sequences in a batch.")
+        @Option(parsing: .unconditional, help: "Sequences in a batch.")
         var batch = 1
-        @Option(help: "Heads.")
+        @Option(parsing: .unconditional, help: "Heads.")
         var heads = 8
-        @Option(help: "Channels of a head.")
+        @Option(parsing: .unconditional, help: "Channels of a head.")
         var headDim = 64
-        @Option(help: "Threads; all cores when left out.")
+        @Option(parsing: .unconditional, help: "Threads; all cores when left out.")
         var threads: Int?
-        @Option(help: "Timed repetitions.")
+        @Option(parsing: .unconditional, help: "Timed repetitions.")
         var repeats = 10
         @Flag(help: "Print JSON, one object a measurement.")
         var json = false
 
         /// Checks the values and sets the threads.
         func mixers() throws -> [MixerConfiguration] {
-            for (name, value) in [("batch", batch), ("heads", heads), ("head-dim", headDim), ("repeats", repeats)]
-            where value < 1 {
-                throw UsageError("--\(name) must be at least 1, not \(value)")
+            for (name, value) in [("batch", batch), ("heads", heads), ("head-dim", headDim), ("repeats", repeats)] {
+                try Self.check(value, name)
             }
             var compute = ComputeOptions()
             compute.threads = threads
             compute.device = "cpu"
             try compute.apply()
-            return try mechanism.split(separator: ",").map { try MixerConfiguration(String($0)) }
+            let names = mechanism.split(separator: ",")
+            guard !names.isEmpty else { throw UsageError("--mechanism names none; see 'subq list'") }
+            do {
+                return try names.map { try MixerConfiguration(String($0)) }
+            } catch let error as ConfigurationError {
+                throw UsageError("--mechanism: \(error)")
+            }
+        }
+
+        /// Far above every machine, and low enough that products of sizes stay numbers.
+        static func check(_ value: Int, _ name: String) throws {
+            guard (1...1_000_000).contains(value) else {
+                throw UsageError("--\(name) must be from 1 to 1000000, not \(value)")
+            }
         }
 
         func lengths(_ text: String, _ option: String) throws -> [Int] {
             try text.split(separator: ",").map {
-                guard let length = Int($0), length > 0 else {
-                    throw UsageError("--\(option) must be whole numbers above 0 with commas between, not '\(text)'")
+                guard let length = Int($0), (1...1_000_000_000).contains(length) else {
+                    throw UsageError("--\(option) must be whole numbers from 1 to 1000000000 with commas between, not '\(text)'")
                 }
                 return length
             }
@@ -89,7 +101,7 @@ struct Bench: ParsableCommand {
                 for length in try options.lengths(length, "length") {
                     let shape = BenchmarkShape(
                         batch: options.batch, heads: options.heads, length: length, headDim: options.headDim)
-                    try options.show(measure(mixer, causal, shape, pass, options.repeats, reference))
+                    try options.show(withTorchErrors { try measure(mixer, causal, shape, pass, options.repeats, reference) })
                 }
             }
         }
@@ -123,16 +135,17 @@ struct Bench: ParsableCommand {
         @OptionGroup var options: Options
         @Option(help: "Sequence lengths.")
         var length = "1024"
-        @Option(help: "Blocks.")
+        @Option(parsing: .unconditional, help: "Blocks.")
         var layers = 4
-        @Option(help: "Width of the model; heads times head-dim when left out.")
+        @Option(parsing: .unconditional, help: "Width of the model; heads times head-dim when left out.")
         var modelDim: Int?
 
         func run() throws {
             for mixer in try options.mixers() {
                 for length in try options.lengths(length, "length") {
                     let shape = try options.shape(length: length, layers: layers, modelDim: modelDim)
-                    try options.show(Benchmark.languageModel(mixer, shape, repeats: options.repeats))
+                    try options.show(
+                        withTorchErrors { try Benchmark.languageModel(mixer, shape, repeats: options.repeats) })
                 }
             }
         }
@@ -144,19 +157,19 @@ struct Bench: ParsableCommand {
         @OptionGroup var options: Options
         @Option(help: "Tokens that come before.")
         var context = "1000"
-        @Option(help: "Tokens that are made and timed.")
+        @Option(parsing: .unconditional, help: "Tokens that are made and timed.")
         var tokens = 64
-        @Option(help: "Blocks.")
+        @Option(parsing: .unconditional, help: "Blocks.")
         var layers = 4
-        @Option(help: "Width of the model; heads times head-dim when left out.")
+        @Option(parsing: .unconditional, help: "Width of the model; heads times head-dim when left out.")
         var modelDim: Int?
 
         func run() throws {
-            guard tokens > 0 else { throw UsageError("--tokens must be at least 1, not \(tokens)") }
+            try Bench.Options.check(tokens, "tokens")
             for mixer in try options.mixers() {
                 for length in try options.lengths(context, "context") {
                     let shape = try options.shape(length: length, layers: layers, modelDim: modelDim)
-                    try options.show(Benchmark.generation(mixer, shape, tokens: tokens))
+                    try options.show(withTorchErrors { try Benchmark.generation(mixer, shape, tokens: tokens) })
                 }
             }
         }
@@ -165,9 +178,10 @@ struct Bench: ParsableCommand {
 
 extension Bench.Options {
     func shape(length: Int, layers: Int, modelDim: Int?) throws -> BenchmarkShape {
-        guard layers > 0 else { throw UsageError("--layers must be at least 1, not \(layers)") }
+        try Self.check(layers, "layers")
         let width = modelDim ?? heads * headDim
-        guard width > 0, width.isMultiple(of: heads) else {
+        try Self.check(width, "model-dim")
+        guard width.isMultiple(of: heads) else {
             throw UsageError("--model-dim \(width) is not a multiple of --heads \(heads)")
         }
         return BenchmarkShape(batch: batch, heads: heads, length: length, headDim: width / heads, layers: layers)

@@ -15,21 +15,21 @@ struct DataCommand: ParsableCommand {
 
         @Option(help: "The folder to write to.")
         var out: String
-        @Option(help: "Expressions of the training split.")
+        @Option(parsing: .unconditional, help: "Expressions of the training split.")
         var train = 96_000
-        @Option(help: "Expressions of the validation split.")
+        @Option(parsing: .unconditional, help: "Expressions of the validation split.")
         var validation = 2_000
-        @Option(help: "Expressions of the test split.")
+        @Option(parsing: .unconditional, help: "Expressions of the test split.")
         var test = 2_000
-        @Option(help: "Expressions have more tokens than this.")
+        @Option(parsing: .unconditional, help: "Expressions have more tokens than this.")
         var lengthAbove = 500
-        @Option(help: "Expressions have fewer tokens than this.")
+        @Option(parsing: .unconditional, help: "Expressions have fewer tokens than this.")
         var lengthBelow = 2_000
-        @Option(help: "Nesting of operators.")
+        @Option(parsing: .unconditional, help: "Nesting of operators.")
         var maximumDepth = 10
-        @Option(help: "Arguments of an operator.")
+        @Option(parsing: .unconditional, help: "Arguments of an operator.")
         var maximumArguments = 10
-        @Option(help: "Seed of the generator.")
+        @Option(parsing: .unconditional, help: "Seed of the generator.")
         var seed = 0
 
         func run() throws {
@@ -49,8 +49,10 @@ struct DataCommand: ParsableCommand {
             configuration.validationCount = validation
             configuration.testCount = test
             configuration.seed = UInt64(seed)
+            let folder = try URL(folder: out, "--out")
+            // First, since generating takes a while.
+            try ListOpsFile.makeFolder(folder)
             let splits = try ListOpsSplits(generating: configuration)
-            let folder = URL(fileURLWithPath: out)
             try ListOpsFile.write(splits, to: folder)
             print("wrote \(train + validation + test) expressions to \(folder.relativePath)")
         }

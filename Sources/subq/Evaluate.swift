@@ -28,7 +28,7 @@ struct Evaluate: ParsableCommand {
         guard let split = DatasetSplit(rawValue: split) else {
             throw UsageError("--split must be train, validation or test, not '\(split)'")
         }
-        let directory = try RunDirectory.open(at: URL(fileURLWithPath: folder))
+        let directory = try RunDirectory.open(at: URL(folder: folder, "the run directory"))
         let recipe = try Recipe(contentsOf: directory.recipe)
         let (_, model) = try Experiment.load(directory)
         let dataset = try recipe.data.open(seed: UInt64(recipe.seed))

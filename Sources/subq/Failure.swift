@@ -5,6 +5,7 @@ import Foundation
 import SequenceMixers
 import Torch
 import TorchNN
+import TorchOptimizers
 import Training
 
 /// A user's mistake found by a subcommand itself: one line, exit code 64.
@@ -16,56 +17,74 @@ struct UsageError: Error, CustomStringConvertible {
 
 /// The end of the command after an error: one line on standard error and an exit code of sysexits.h.
 enum Failure {
-    static func exit(_ error: any Error) -> Never {
-        let code = exitCode(for: error)
-        if let own = error as? ExitCode { Foundation.exit(own.rawValue) }
-        if isArgumentParsers(error) {
-            if code == 0 {
-                print(Subq.fullMessage(for: error))
-            } else {
-                complain(Subq.message(for: error))
-            }
+    /// After what ArgumentParser threw: a request for help, or arguments that do not parse.
+    static func exit(parsing error: any Error) -> Never {
+        if let error = error as? UsageError { exit(error) }
+        let code = Subq.exitCode(for: error).rawValue
+        if code == 0 {
+            print(Subq.fullMessage(for: error))
         } else {
-            complain("\(error)")
+            complain(Subq.message(for: error))
         }
         Foundation.exit(code)
     }
 
-    /// One line on standard error.
-    static func complain(_ text: String) {
-        let line = text.split(whereSeparator: \.isNewline).map { $0.trimmingCharacters(in: .whitespaces) }.joined(
-            separator: " ")
-        FileHandle.standardError.write(Data("subq: \(line)\n".utf8))
+    /// After what a subcommand threw.
+    static func exit(_ error: any Error) -> Never {
+        switch error {
+        case let error as ExitCode: Foundation.exit(error.rawValue)
+        case is CleanExit: exit(parsing: error)
+        case is StandardOutput.ReaderGone: Foundation.exit(0)
+        default:
+            complain("\(error)")
+            Foundation.exit(exitCode(for: error))
+        }
     }
 
-    private static func isArgumentParsers(_ error: any Error) -> Bool {
-        switch error {
-        case is UsageError, is RecipeError, is DatasetError, is SafetensorsError, is RunError, is FileWriteError,
-            is ConfigurationError, is ConformanceError, is TorchError, is DivergenceError, is LoadError:
-            false
-        default: true
-        }
+    /// One line on standard error.
+    static func complain(_ text: String) {
+        let lines = text.split(whereSeparator: \.isNewline).map { $0.trimmingCharacters(in: .whitespaces) }
+        StandardErrorOutput().write("subq: \(lines.joined(separator: " "))\n")
     }
 
     private static func exitCode(for error: any Error) -> Int32 {
         switch error {
         case is UsageError: EX_USAGE
-        case let error as RecipeError: error.isAboutFile ? EX_NOINPUT : EX_CONFIG
+        case let error as RecipeError: exitCode(for: error.problem)
         case is ConfigurationError: EX_CONFIG
-        case let error as DatasetError: error.isAboutFile ? EX_NOINPUT : EX_DATAERR
-        case is SafetensorsError, is LoadError, is ConformanceError: EX_DATAERR
-        case let error as RunError:
-            switch error {
-            case .exists: EX_CANTCREAT
-            case .notARun: EX_NOINPUT
-            case .locked: EX_TEMPFAIL
-            case .damaged, .noWholeCheckpoint: EX_DATAERR
-            }
-        case is FileWriteError: EX_IOERR
-        case is DivergenceError: EX_SOFTWARE
+        case let error as DatasetError: exitCode(for: error)
+        case let error as RunError: exitCode(for: error)
+        case let error as ConformanceError: error.isMissingFile ? EX_NOINPUT : EX_DATAERR
+        case is SafetensorsError, is LoadError, is OptimizerStateError: EX_DATAERR
+        case let error as FileWriteError: error.operation == "create" ? EX_CANTCREAT : EX_IOERR
         case let error as TorchError:
             error.kind == .outOfMemory ? EX_OSERR : (error.operation == "device" ? EX_USAGE : EX_SOFTWARE)
-        default: Subq.exitCode(for: error).rawValue
+        default: EX_SOFTWARE
+        }
+    }
+
+    private static func exitCode(for problem: RecipeError.Problem) -> Int32 {
+        switch problem {
+        case .unreadable: EX_NOINPUT
+        case .override: EX_USAGE
+        case .broken, .unknownKey, .missingKey, .invalid: EX_CONFIG
+        }
+    }
+
+    private static func exitCode(for error: DatasetError) -> Int32 {
+        switch error {
+        case .missingPath, .unreadable, .noFiles: EX_NOINPUT
+        case .unwritable: EX_CANTCREAT
+        default: EX_DATAERR
+        }
+    }
+
+    private static func exitCode(for error: RunError) -> Int32 {
+        switch error {
+        case .exists, .cannotBegin: EX_CANTCREAT
+        case .notARun: EX_NOINPUT
+        case .locked: EX_TEMPFAIL
+        case .damaged, .noWholeCheckpoint: EX_DATAERR
         }
     }
 }
@@ -76,23 +95,5 @@ extension Encodable {
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
         print(String(decoding: try encoder.encode(self), as: UTF8.self))
-    }
-}
-
-extension RecipeError {
-    /// Whether the recipe's file is missing or cannot be read, rather than saying something wrong.
-    fileprivate var isAboutFile: Bool {
-        if case .unreadable = problem { return true }
-        return false
-    }
-}
-
-extension DatasetError {
-    /// Whether a file is missing or cannot be read, rather than holding something wrong.
-    fileprivate var isAboutFile: Bool {
-        switch self {
-        case .missingPath, .unreadable, .noFiles: true
-        default: false
-        }
     }
 }

@@ -16,16 +16,16 @@ struct Generate: ParsableCommand {
     @Option(help: "The text to continue; - reads it from standard input.")
     var prompt = "\n"
 
-    @Option(help: "How many tokens to make.")
+    @Option(parsing: .unconditional, help: "How many tokens to make.")
     var tokens = 200
 
-    @Option(help: "0 takes the likeliest token, 1 draws as the model says.")
+    @Option(parsing: .unconditional, help: "0 takes the likeliest token, 1 draws as the model says.")
     var temperature = 0.8
 
-    @Option(help: "Draw only among the likeliest tokens that have this probability together.")
+    @Option(parsing: .unconditional, help: "Draw only among the likeliest tokens that have this probability together.")
     var topP = 0.95
 
-    @Option(help: "Seed of the drawing.")
+    @Option(parsing: .unconditional, help: "Seed of the drawing.")
     var seed: Int = 0
 
     @Flag(help: "Report the time per token along the text on standard error.")
@@ -37,25 +37,28 @@ struct Generate: ParsableCommand {
         try compute.apply()
         guard tokens >= 0 else { throw UsageError("--tokens must be 0 or above, not \(tokens)") }
         guard seed >= 0 else { throw UsageError("--seed must be 0 or above, not \(seed)") }
+        guard temperature >= 0, temperature.isFinite else {
+            throw UsageError("--temperature must be 0 or above, not \(temperature)")
+        }
+        guard topP > 0, topP <= 1 else { throw UsageError("--top-p must be above 0 and at most 1, not \(topP)") }
         let sampler = try TokenSampler(
             SamplingOptions(temperature: temperature, topP: topP), using: RandomGenerator(seed: UInt64(seed)))
-        let directory = try RunDirectory.open(at: URL(fileURLWithPath: folder))
+        let directory = try RunDirectory.open(at: URL(folder: folder, "the run directory"))
         let (description, model) = try Experiment.load(directory)
         guard case .language(let languageModel) = model, description.vocabulary == 256 else {
             throw UsageError("'\(folder)' is not a language model of bytes: it cannot continue a text")
         }
         let bytes = try promptBytes()
         let room = languageModel.embedding.maximumLength ?? .max
-        guard bytes.count + tokens <= room else {
+        guard tokens <= room - bytes.count else {
             throw UsageError(
                 "the model has learned positions for \(room) tokens, but the prompt's \(bytes.count) and --tokens \(tokens) are more; "
                     + "train with position: sinusoidal, rotary or none for any length")
         }
-        let output = FileHandle.standardOutput
-        if prompt != "-" && prompt != "\n" { output.write(Data(bytes)) }
-        let made = try write(languageModel, bytes, sampler, to: output)
-        output.write(Data("\n".utf8))
-        if let made { FileHandle.standardError.write(Data((made + "\n").utf8)) }
+        if prompt != "-" && prompt != "\n" { try StandardOutput.write(Data(bytes)) }
+        let made = try write(languageModel, bytes, sampler)
+        try StandardOutput.write(Data("\n".utf8))
+        if let made { StandardErrorOutput().write(made + "\n") }
     }
 
     private func promptBytes() throws -> [UInt8] {
@@ -66,7 +69,7 @@ struct Generate: ParsableCommand {
 
     /// Streams the text; returns a report of the timing if asked for.
     private func write(
-        _ model: LanguageModel, _ prompt: [UInt8], _ sampler: TokenSampler, to output: FileHandle
+        _ model: LanguageModel, _ prompt: [UInt8], _ sampler: TokenSampler
     ) throws -> String? {
         var meter = StepTimes()
         var text = UTF8Assembler()
@@ -76,10 +79,10 @@ struct Generate: ParsableCommand {
                 let start = ContinuousClock.now
                 guard let token = generator.next() else { break }
                 meter.add(ContinuousClock.now - start, position: generator.position)
-                output.write(Data(text.append(UInt8(token)).utf8))
+                try StandardOutput.write(Data(text.append(UInt8(token)).utf8))
             }
         }
-        output.write(Data(text.flush().utf8))
+        try StandardOutput.write(Data(text.flush().utf8))
         return timing ? meter.report : nil
     }
 }

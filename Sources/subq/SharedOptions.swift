@@ -2,9 +2,11 @@ import ArgumentParser
 import Foundation
 import Torch
 
+// Numbers are parsed `.unconditional`, so that `--threads -1` is refused for its value, not as an option of that name.
+
 /// Where and with how many threads a subcommand computes.
 struct ComputeOptions: ParsableArguments {
-    @Option(help: "Threads for one operation; all cores when left out.")
+    @Option(parsing: .unconditional, help: "Threads for one operation; all cores when left out.")
     var threads: Int?
 
     @Option(help: "Where to compute: cpu, cuda, cuda:N or mps.")
@@ -22,5 +24,15 @@ struct ComputeOptions: ParsableArguments {
         guard device == .cpu else {
             throw UsageError("--device \(self.device): this version trains and generates on the cpu only")
         }
+    }
+}
+
+extension URL {
+    /// The folder that an argument names.
+    ///
+    /// - Throws: ``UsageError`` for empty text, which would name the current folder.
+    init(folder path: String, _ argument: String) throws {
+        guard !path.isEmpty else { throw UsageError("\(argument) is empty, expected the path of a folder") }
+        self.init(fileURLWithPath: path)
     }
 }

@@ -23,7 +23,7 @@ struct Train: ParsableCommand {
     @Flag(help: "Continue the run in the run directory from its last checkpoint; begin one if there is none.")
     var resume = false
 
-    @Option(help: "Seed of initial weights, batches and dropout; the recipe's when left out.")
+    @Option(parsing: .unconditional, help: "Seed of initial weights, batches and dropout; the recipe's when left out.")
     var seed: Int?
 
     @OptionGroup var compute: ComputeOptions
@@ -32,14 +32,20 @@ struct Train: ParsableCommand {
         try compute.apply()
         let recipe = try Recipe(
             contentsOf: URL(fileURLWithPath: recipe), overrides: set + (seed.map { ["seed=\($0)"] } ?? []))
-        let folder = URL(fileURLWithPath: out ?? "runs/\(recipe.name)")
-        let run =
-            try resume && FileManager.default.fileExists(atPath: folder.path)
-            ? RunDirectory.resume(at: folder) : .create(at: folder)
-        if run.isBegun { try checkSame(recipe, run) }
+        let folder = try URL(folder: out ?? "runs/\(recipe.name)", "--out")
+        let continues = resume && FileManager.default.fileExists(atPath: folder.path)
+        let run = try continues ? RunDirectory.resume(at: folder) : .create(at: folder)
+        let experiment: Experiment
+        do {
+            if run.isBegun { try checkSame(recipe, run) }
+            experiment = try Experiment(recipe)
+        } catch {
+            run.discardIfEmpty()
+            throw error
+        }
 
         let output = StandardErrorOutput()
-        let experiment = try Experiment(recipe)
+        if resume && !run.isBegun { output.write("no run in \(folder.relativePath) yet: a new one begins\n") }
         output.write(
             "\(recipe.name): \(experiment.description.model.mixer.name), \(HumanFormat.count(experiment.model.module.parameterCount())) "
                 + "parameters, \(TorchRuntime.threadCount) threads\n")

@@ -121,11 +121,11 @@ struct RecipeTests {
         ("betas: [0.9, 0.95]", "betas: 0.9", "'optimizer.betas' in x.yaml:10: expected a list, found the number 0.9"),
         (
             "learningRate: 3e-4", "learningRate: .nan",
-            "'optimizer.learningRate' in x.yaml:10: expected more than 0.0, found nan"
+            "'optimizer.learningRate' in x.yaml:10: expected a finite number, found the number nan"
         ),
         (
             "learningRate: 3e-4", "learningRate: .inf",
-            "'optimizer.learningRate' in x.yaml:10: expected more than 0.0, found inf"
+            "'optimizer.learningRate' in x.yaml:10: expected a finite number, found the number inf"
         ),
         (
             "learningRate: 3e-4", "learningRate: 0",

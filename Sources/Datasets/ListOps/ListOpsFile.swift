@@ -39,14 +39,21 @@ public enum ListOpsFile {
     ///
     /// - Throws: ``DatasetError``; a file that was there before stays whole.
     public static func write(_ splits: ListOpsSplits, to folder: URL) throws {
-        do {
-            try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
-        } catch {
-            throw DatasetError.unwritable(path: folder.path(percentEncoded: false), reason: error.shortReason)
-        }
+        try makeFolder(folder)
         try write(splits.train, to: folder.appending(component: name(of: .train)))
         try write(splits.validation, to: folder.appending(component: name(of: .validation)))
         try write(splits.test, to: folder.appending(component: name(of: .test)))
+    }
+
+    /// Makes the folder, and those above it, where they are missing.
+    ///
+    /// - Throws: ``DatasetError/unwritable(path:reason:)``.
+    public static func makeFolder(_ folder: URL) throws(DatasetError) {
+        do {
+            try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+        } catch {
+            throw .unwritable(path: folder.path(percentEncoded: false), reason: error.shortReason)
+        }
     }
 
     /// Writes one table with the columns `Source`, in binary notation, and `Target`.

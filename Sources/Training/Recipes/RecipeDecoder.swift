@@ -161,7 +161,9 @@ extension NodeDecoder {
 
     private func number() throws(RecipeError) -> Double {
         switch node.content {
-        case .number(let value): return value
+        case .number(let value):
+            guard value.isFinite else { throw mismatch("a finite number") }
+            return value
         case .integer(let value): return Double(value)
         default: throw mismatch("a number")
         }

@@ -1,9 +1,11 @@
 /// A recipe, or an override of it, is not as it must be. The text is one line: what, where, and what was expected.
 public struct RecipeError: Error, CustomStringConvertible, Equatable, Sendable {
     public enum Problem: Equatable, Sendable {
-        /// The file is missing, a folder, not text, empty, …
+        /// The file is missing, a folder, …
         case unreadable(String)
-        /// The text is not YAML.
+        /// An override that is not KEY=VALUE.
+        case override(String)
+        /// The text is empty or not YAML.
         case broken(String)
         /// A key that nothing reads, with a hint at valid ones.
         case unknownKey(hint: String)
@@ -29,7 +31,7 @@ public struct RecipeError: Error, CustomStringConvertible, Equatable, Sendable {
         let subject = keyPath.isEmpty ? (place.isEmpty ? "the recipe" : place) : "'\(keyPath)'\(at)"
         let text =
             switch problem {
-            case .unreadable(let text), .broken(let text): "\(place.isEmpty ? "the recipe" : place): \(text)"
+            case .unreadable(let text), .override(let text), .broken(let text): "\(place.isEmpty ? "the recipe" : place): \(text)"
             case .unknownKey(let hint): "unknown key '\(keyPath)'\(at)\(hint.isEmpty ? "" : "; \(hint)")"
             case .missingKey: "missing key '\(keyPath)'\(at)"
             case .invalid(let text): "\(subject): \(text)"

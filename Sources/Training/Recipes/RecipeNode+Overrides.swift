@@ -7,11 +7,11 @@ extension RecipeNode {
     public mutating func set(_ assignment: String) throws(RecipeError) {
         let place = "--set \(assignment)"
         guard let equals = assignment.firstIndex(of: "=") else {
-            throw RecipeError(.unreadable("expected KEY=VALUE, as in model.layers=2"), place: place)
+            throw RecipeError(.override("expected KEY=VALUE, as in model.layers=2"), place: place)
         }
         let keys = assignment[..<equals].split(separator: ".", omittingEmptySubsequences: false).map(String.init)
         guard keys.count <= 20, keys.allSatisfy({ !$0.isEmpty && !$0.contains(where: \.isWhitespace) }) else {
-            throw RecipeError(.unreadable("expected KEY=VALUE with a key such as model.layers"), place: place)
+            throw RecipeError(.override("expected KEY=VALUE with a key such as model.layers"), place: place)
         }
         let text = String(assignment[assignment.index(after: equals)...])
         let value: RecipeNode

@@ -16,7 +16,7 @@ extension RecipeNode {
         } catch {
             throw RecipeError(yaml: error, name: name)
         }
-        guard let parsed else { throw RecipeError(.unreadable("it is empty, expected a recipe"), place: name) }
+        guard let parsed else { throw RecipeError(.broken("it is empty, expected a recipe"), place: name) }
         var budget = Self.largestCount
         try self.init(parsed, name: name, depth: 0, budget: &budget)
     }
@@ -24,6 +24,7 @@ extension RecipeNode {
     /// Reads a YAML file of at most a megabyte.
     public init(contentsOf url: URL) throws(RecipeError) {
         func unreadable(_ text: String) -> RecipeError { RecipeError(.unreadable(text), place: url.relativePath) }
+        func broken(_ text: String) -> RecipeError { RecipeError(.broken(text), place: url.relativePath) }
         let file = open(url.path, O_RDONLY | O_CLOEXEC)
         guard file >= 0 else { throw unreadable(errno == ENOENT ? "no such file" : String(cString: strerror(errno))) }
         let handle = FileHandle(fileDescriptor: file, closeOnDealloc: true)
@@ -39,9 +40,9 @@ extension RecipeNode {
         } catch {
             throw unreadable("it cannot be read")
         }
-        guard data.count <= Self.largestFile else { throw unreadable("it is larger than any recipe (1 MB)") }
+        guard data.count <= Self.largestFile else { throw broken("it is larger than any recipe (1 MB)") }
         guard let text = String(validating: data, as: UTF8.self) else {
-            throw unreadable("it is not UTF-8 text, expected a YAML file")
+            throw broken("it is not UTF-8 text, expected a YAML file")
         }
         try self.init(yaml: text, name: url.relativePath)
     }

@@ -31,10 +31,24 @@ public struct RunDirectory: Sendable {
     /// - Throws: ``RunError`` when it holds a run or something else, or is being trained in; `FileWriteError`.
     public static func create(at url: URL) throws -> RunDirectory {
         try makeFolder(url)
-        try checkContents(of: url)
+        do {
+            try checkContents(of: url)
+        } catch RunError.notARun(let path, let reason) {
+            throw RunError.cannotBegin(path: path, reason: reason)
+        }
         let run = try RunDirectory(locking: url)
         guard !run.isBegun else { throw RunError.exists(path: url.relativePath) }
         return run
+    }
+
+    /// Removes the folder of a run that could not begin, so that a mistake in a recipe leaves nothing behind. Does nothing
+    /// where there is more in it than the lock.
+    public func discardIfEmpty() {
+        let lockFile = url.appendingPathComponent(RunLock.fileName)
+        let names = try? FileManager.default.contentsOfDirectory(atPath: url.path)
+        guard lock != nil, names == [RunLock.fileName] else { return }
+        unlink(lockFile.path)
+        rmdir(url.path)
     }
 
     /// Opens the folder of a run to continue it.
@@ -79,7 +93,7 @@ public struct RunDirectory: Sendable {
         }
         let marks = ["recipe.yaml", RunLock.fileName]
         guard names.isEmpty || names.contains(where: marks.contains) else {
-            throw RunError.notARun(path: url.relativePath, reason: "it holds other files and no recipe.yaml")
+            throw RunError.notARun(path: url.relativePath, reason: "it holds other files and no run")
         }
     }
 

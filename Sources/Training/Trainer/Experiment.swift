@@ -15,54 +15,117 @@ public struct Experiment {
     /// Drew the initial weights, and draws dropout during training.
     public let generator: RandomGenerator
 
-    /// - Throws: `DatasetError` for data that cannot be read, ``RecipeError`` or `ConfigurationError` for a model that cannot
-    ///   be built.
+    /// The model is built first: a mistake in it is told before a large data set is read.
+    ///
+    /// - Throws: ``RecipeError`` for a model that cannot be built, `DatasetError` for data that cannot be read or is too
+    ///   little for a batch, `TorchError` when the memory does not suffice.
     public init(_ recipe: Recipe) throws {
         self.recipe = recipe
-        let configuration = try recipe.decodeModel(ModelConfiguration.self)
-        try configuration.validate()
+        let generator = RandomGenerator(seed: UInt64(recipe.seed))
+        let description = try recipe.modelDescription()
+        do {
+            model = try withTorchErrors { try description.build(using: generator) }
+        } catch let error as ConfigurationError {
+            throw RecipeError(.invalid("\(error)"), keyPath: "model", place: recipe.model.place)
+        }
+        self.generator = generator
+        self.description = description
         dataset = try recipe.data.open(seed: UInt64(recipe.seed))
-        description = ModelDescription(dataset, configuration)
-        generator = RandomGenerator(seed: UInt64(recipe.seed))
-        model = try description.build(using: generator)
+        // Found missing now, not at the first evaluation.
+        _ = try dataset.trainingBatches(batchSize: recipe.training.batchSize, seed: UInt64(recipe.seed))
+        _ = try dataset.evaluationBatches(of: .validation, batchSize: recipe.training.batchSize)
     }
 
     /// The model of a finished or running experiment with its best weights.
     ///
     /// - Throws: ``RunError``, `SafetensorsError` or a loading error that says which file does not fit.
     public static func load(_ run: RunDirectory) throws -> (description: ModelDescription, model: TaskModel) {
-        let description: ModelDescription
-        do {
-            description = try JSONDecoder().decode(ModelDescription.self, from: Data(contentsOf: run.configuration))
-        } catch {
-            let reason = (error as? ConfigurationError)?.description ?? "it is missing or not a model's description"
-            throw RunError.damaged(path: run.configuration.relativePath, reason: reason)
-        }
+        let (description, model) = try build(run.configuration)
         guard FileManager.default.fileExists(atPath: run.model.path) else {
             throw RunError.damaged(
                 path: run.model.relativePath,
                 reason: "it is missing: the run has not come to its first evaluation or end")
         }
-        let model = try description.build(using: RandomGenerator(seed: 0))
-        _ = try model.module.load(try SafetensorsFile(run.model).tensors(), matching: .strict)
+        let file = try SafetensorsFile(run.model)
+        let tensors = try file.tensors()
+        if let stated = file.metadata[WeightsChecksum.key], stated != WeightsChecksum.text(of: tensors) {
+            throw RunError.damaged(path: run.model.relativePath, reason: "its checksum is wrong")
+        }
+        do {
+            _ = try model.module.load(tensors, matching: .strict)
+        } catch let error as LoadError {
+            throw RunError.damaged(path: run.model.relativePath, reason: "\(error)")
+        }
         model.module.evaluate()
         return (description, model)
     }
+
+    private static func build(_ file: URL) throws -> (ModelDescription, TaskModel) {
+        func damaged(_ reason: String) -> RunError { .damaged(path: file.relativePath, reason: reason) }
+        guard let data = try? Data(contentsOf: file) else { throw damaged("it is missing or cannot be read") }
+        do {
+            let description = try JSONDecoder().decode(ModelDescription.self, from: data)
+            return (description, try withTorchErrors { try description.build(using: RandomGenerator(seed: 0)) })
+        } catch let error as ConfigurationError {
+            throw damaged("\(error)")
+        } catch let error as DecodingError {
+            throw damaged(error.sentence)
+        }
+    }
 }
 
-extension ModelDescription {
-    init(_ dataset: any TokenDataset, _ configuration: ModelConfiguration) {
-        switch dataset.objective {
-        case .nextToken:
-            self.init(
-                kind: .languageModel, vocabulary: dataset.vocabularySize, maximumLength: dataset.maximumLength,
-                model: configuration)
-        case .classification(let classes):
-            self.init(
-                kind: .classifier, vocabulary: dataset.vocabularySize, classes: classes,
-                maximumLength: dataset.maximumLength,
-                model: configuration)
+/// Finds bits of `model.safetensors` that have changed on the disk; other programs ignore it.
+enum WeightsChecksum {
+    static let key = "crc32c"
+
+    /// Of the tensors' bytes, in the order of their names.
+    static func text(of tensors: [String: Tensor]) -> String {
+        var crc = CRC32C()
+        for (_, tensor) in tensors.sorted(by: { $0.key < $1.key }) {
+            tensor.detached().withBytes { crc.update($0) }
         }
+        return String(crc.value, radix: 16)
+    }
+}
+
+extension DecodingError {
+    /// What JSONDecoder found wrong, and where, in a sentence.
+    fileprivate var sentence: String {
+        func place(_ context: Context) -> String {
+            context.codingPath.isEmpty ? "" : "'\(context.codingPath.map(\.stringValue).joined(separator: "."))': "
+        }
+        return switch self {
+        case .keyNotFound(let key, let context): "\(place(context))missing key '\(key.stringValue)'"
+        case .typeMismatch(let type, let context): "\(place(context))expected \(type)"
+        case .valueNotFound(let type, let context): "\(place(context))expected \(type), found nothing"
+        case .dataCorrupted(let context) where context.codingPath.isEmpty: "it is no JSON"
+        case .dataCorrupted(let context): "\(place(context))\(context.debugDescription)"
+        @unknown default: "it is not a model's description"
+        }
+    }
+}
+
+extension Recipe {
+    /// The model that the recipe asks for, without opening its data.
+    ///
+    /// - Throws: ``RecipeError``.
+    public func modelDescription() throws -> ModelDescription {
+        let configuration = try decodeModel(ModelConfiguration.self)
+        return switch data {
+        case .bytes(let data): Self.languageModel(256, data.length, configuration)
+        case .enwik8(let data): Self.languageModel(256, data.length, configuration)
+        case .copy(let data): Self.languageModel(data.symbols + 1, data.length, configuration)
+        case .listops(let data):
+            ModelDescription(
+                kind: .classifier, vocabulary: ListOpsToken.vocabularySize, classes: ListOpsToken.classes,
+                maximumLength: data.length, model: configuration)
+        }
+    }
+
+    private static func languageModel(
+        _ vocabulary: Int, _ length: Int, _ configuration: ModelConfiguration
+    ) -> ModelDescription {
+        ModelDescription(kind: .languageModel, vocabulary: vocabulary, maximumLength: length, model: configuration)
     }
 }
 

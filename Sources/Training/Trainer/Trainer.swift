@@ -45,6 +45,8 @@ public final class Trainer {
     private let parameters: [Parameter]
     private var source: any BatchSource
     private var progress: TrainingProgress
+    /// What the newest checkpoint says.
+    private var saved: TrainingProgress?
     private let metrics: MetricsLog
     private let board: TensorBoardWriter
     private var reporter: ProgressReporter
@@ -68,6 +70,7 @@ public final class Trainer {
         reporter = ProgressReporter(every: recipe.training.logEvery, to: output)
         if resuming, let checkpoint = try run.checkpoints.newest(warn: { output.write("warning: \($0)\n") }) {
             progress = try TrainingCheckpoint.load(checkpoint, into: experiment, optimizer)
+            saved = progress
             try source.resume(at: progress.position)
             reporter.message("resumed at step \(progress.step)")
         }
@@ -98,44 +101,39 @@ public final class Trainer {
     ///
     /// - Throws: ``DivergenceError``, `FileWriteError`, `DatasetError`; checkpoints written before stay good.
     public func train(interrupt: InterruptFlag? = nil) throws -> TrainingEnd {
+        // Whatever is said next, an error included, must not stand in the live line.
+        defer { reporter.finish() }
         experiment.model.module.train()
-        var window = LogWindow()
-        var end = TrainingEnd.finished
-        while progress.step < recipe.training.steps {
-            if let signal = interrupt?.receivedSignal {
-                end = .interrupted(signal: signal)
-                break
+        while true {
+            if let end = end ?? interrupt?.receivedSignal.map({ .interrupted(signal: $0) }) {
+                try finish(end)
+                return end
             }
-            try window.add(takeStep())
-            if isDue(recipe.training.logEvery) { try log(&window) }
-            if isDue(recipe.training.evaluateEvery), try evaluate() == .stop {
-                end = .stoppedEarly
-                break
-            }
-            if isDue(recipe.training.checkpointEvery) { try save() }
-            let limit = recipe.training.timeLimitMinutes * 60
-            if limit > 0, progress.seconds >= limit {
-                end = .timeLimit
-                break
-            }
+            try takeStep()
+            if isDue(recipe.training.logEvery) { try log() }
+            if isDue(recipe.training.evaluateEvery) { try evaluate() }
+            // The end has a checkpoint of its own. So each step has at most one, written after all its records, and a
+            // resumed run has no record twice.
+            if end == nil, isDue(recipe.training.checkpointEvery) { try save() }
         }
-        try finish(end)
-        return end
+    }
+
+    /// Why training is over, if it is. Also true at once for a resumed run that was over.
+    private var end: TrainingEnd? {
+        let training = recipe.training
+        if progress.step >= training.steps { return .finished }
+        if training.earlyStoppingPatience > 0, progress.evaluationsSinceBest >= training.earlyStoppingPatience {
+            return .stoppedEarly
+        }
+        if training.timeLimitMinutes > 0, progress.seconds >= training.timeLimitMinutes * 60 { return .timeLimit }
+        return nil
     }
 
     private func isDue(_ interval: Int) -> Bool { interval > 0 && progress.step.isMultiple(of: interval) }
 
     // MARK: One step
 
-    private struct StepResult {
-        var loss: Double
-        var gradientNorm: Double
-        var learningRate: Double
-        var tokens: Int
-        var seconds: Double
-    }
-
-    private func takeStep() throws -> StepResult {
+    private func takeStep() throws {
         let start = ContinuousClock.now
         optimizer.learningRate = recipe.optimizer.learningRate * schedule(step: progress.step)
         optimizer.zeroGradients()
@@ -154,53 +152,34 @@ public final class Trainer {
         }
         let limit = recipe.optimizer.clipNorm > 0 ? recipe.optimizer.clipNorm : .infinity
         let norm = clipGradientNorm(parameters, maximum: limit)
-        guard loss.isFinite, norm.isFinite else { throw diverged(loss) }
+        guard loss.isFinite, norm.isFinite else { throw diverged(loss, at: progress.step + 1) }
         optimizer.step()
         let seconds = (ContinuousClock.now - start).seconds
         progress.step += 1
         progress.tokens += tokens
         progress.seconds += seconds
         progress.position = source.position
+        progress.window.add(loss: loss, gradientNorm: norm, tokens: tokens, seconds: seconds)
         rate.add(tokens: tokens, seconds: seconds)
-        return StepResult(
-            loss: loss, gradientNorm: norm, learningRate: optimizer.learningRate, tokens: tokens, seconds: seconds)
     }
 
-    private func diverged(_ loss: Double) -> DivergenceError {
-        let culprit = experiment.model.module.namedParameters().first { _, parameter in
-            [parameter.value, parameter.grad].compactMap { $0 }.contains {
-                !($0.detached().isFinite().all().item() != 0)
-            }
-        }
-        return DivergenceError(step: progress.step + 1, loss: loss, parameter: culprit?.name)
+    /// Names a parameter whose value is bad before one whose gradient is: after one bad value all gradients are bad.
+    private func diverged(_ loss: Double, at step: Int) -> DivergenceError {
+        let named = experiment.model.module.namedParameters()
+        let culprit =
+            named.first { !$0.parameter.value.isAllFinite }
+            ?? named.first { $0.parameter.grad.map { !$0.isAllFinite } ?? false }
+        return DivergenceError(step: step, loss: loss, parameter: culprit?.name)
     }
 
     // MARK: Logs
 
-    /// Averages over the steps since the last line of the log.
-    private struct LogWindow {
-        var loss = 0.0
-        var gradientNorm = 0.0
-        var learningRate = 0.0
-        var tokens = 0
-        var seconds = 0.0
-        var steps = 0
-
-        mutating func add(_ step: StepResult) {
-            loss += step.loss
-            gradientNorm += step.gradientNorm
-            learningRate = step.learningRate
-            tokens += step.tokens
-            seconds += step.seconds
-            steps += 1
-        }
-    }
-
-    private func log(_ window: inout LogWindow) throws {
+    private func log() throws {
+        let window = progress.window
         let count = Double(max(window.steps, 1))
         let loss = window.loss / count
         var values = [
-            "loss": loss, "gradient_norm": window.gradientNorm / count, "learning_rate": window.learningRate,
+            "loss": loss, "gradient_norm": window.gradientNorm / count, "learning_rate": optimizer.learningRate,
             "tokens_per_second": Double(window.tokens) / max(window.seconds, 1e-9), "tokens": Double(progress.tokens),
             "seconds": progress.seconds,
         ]
@@ -211,7 +190,7 @@ public final class Trainer {
             ProgressStatus(
                 step: progress.step, total: recipe.training.steps, loss: isText ? loss / Foundation.log(2) : loss,
                 unit: isText ? "bits/byte" : "", tokensPerSecond: rate.tokensPerSecond, secondsLeft: secondsLeft))
-        window = LogWindow()
+        progress.window = LogWindow()
     }
 
     private var secondsLeft: Double {
@@ -227,15 +206,15 @@ public final class Trainer {
 
     // MARK: Evaluation and saving
 
-    private enum Verdict { case goOn, stop }
-
-    private func evaluate() throws -> Verdict {
+    private func evaluate() throws {
         let limit = recipe.training.evaluationBatches
         let result = try withTorchErrors {
             try experiment.model.evaluate(
                 on: experiment.dataset, split: .validation, batchSize: recipe.training.batchSize,
                 batchCount: limit > 0 ? limit : nil)
         }
+        guard result.loss.isFinite else { throw diverged(result.loss, at: progress.step) }
+        progress.evaluatedStep = progress.step
         try record("validation", result.metrics(for: recipe.task))
         let shown =
             recipe.task == .languageModel
@@ -249,31 +228,38 @@ public final class Trainer {
         reporter.message(
             "step \(progress.step): validation \(shown), accuracy \(HumanFormat.short(result.accuracy))"
                 + (progress.bestStep == progress.step ? " (best so far)" : ""))
-        let patience = recipe.training.earlyStoppingPatience
-        return patience > 0 && progress.evaluationsSinceBest >= patience ? .stop : .goOn
     }
 
     private func saveWeights() throws {
+        let tensors = experiment.model.module.stateDictionary()
         try Safetensors.write(
-            experiment.model.module.stateDictionary(), metadata: ["step": "\(progress.step)"], to: run.model)
+            tensors, metadata: ["step": "\(progress.step)", WeightsChecksum.key: WeightsChecksum.text(of: tensors)],
+            to: run.model)
     }
 
+    /// Writes a checkpoint, unless the newest says the same. A step that has spoiled the weights must not replace good ones.
     private func save() throws {
+        guard progress != saved else { return }
+        guard parameters.allSatisfy({ $0.value.isAllFinite }) else { throw diverged(.nan, at: progress.step) }
         try metrics.synchronize()
         try board.flush()
         try TrainingCheckpoint.save(progress, experiment, optimizer, to: run.checkpoints)
+        saved = progress
     }
 
     private func finish(_ end: TrainingEnd) throws {
         if case .interrupted = end {
             // Nothing is evaluated: whoever asked is waiting.
-        } else if !isDue(recipe.training.evaluateEvery) || progress.bestStep == nil {
-            _ = try evaluate()
+        } else if progress.evaluatedStep != progress.step {
+            try evaluate()
         }
         try save()
         try board.close()
-        reporter.finish()
     }
+}
+
+extension Tensor {
+    fileprivate var isAllFinite: Bool { detached().isFinite().all().item() != 0 }
 }
 
 extension Duration {

@@ -19,6 +19,27 @@ struct TrainingProgress: Codable, Equatable {
     var bestLoss: Double?
     var bestStep: Int?
     var evaluationsSinceBest = 0
+    /// The step of the newest evaluation.
+    var evaluatedStep: Int?
+    /// What the next line of the log will average over.
+    var window = LogWindow()
+}
+
+/// Sums over the steps since the last line of the log.
+struct LogWindow: Codable, Equatable {
+    var loss = 0.0
+    var gradientNorm = 0.0
+    var tokens = 0
+    var seconds = 0.0
+    var steps = 0
+
+    mutating func add(loss: Double, gradientNorm: Double, tokens: Int, seconds: Double) {
+        self.loss += loss
+        self.gradientNorm += gradientNorm
+        self.tokens += tokens
+        self.seconds += seconds
+        steps += 1
+    }
 }
 
 /// The files of a checkpoint, and how they are read back: parameters, optimizer, random generator, progress.
