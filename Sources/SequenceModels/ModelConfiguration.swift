@@ -66,7 +66,7 @@ public struct ModelConfiguration: Codable, Sendable {
 
     public var resolvedFeedForwardDim: Int { feedForwardDim ?? 4 * modelDim }
 
-    /// - Throws: ``ConfigurationError`` naming the first value that is out of range.
+    /// - Throws: `ConfigurationError` naming the first value that is out of range.
     public func validate() throws {
         try require(layers, atLeast: 1, "layers")
         try require(modelDim, atLeast: 1, "modelDim")

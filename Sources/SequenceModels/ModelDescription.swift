@@ -28,7 +28,7 @@ public struct ModelDescription: Codable, Sendable {
 
     /// The model with newly drawn weights.
     ///
-    /// - Throws: ``ConfigurationError`` naming what cannot be built.
+    /// - Throws: `ConfigurationError` naming what cannot be built.
     public func build(using generator: RandomGenerator) throws -> TaskModel {
         guard vocabulary > 0, maximumLength > 0 else {
             throw ConfigurationError("vocabulary \(vocabulary) and maximumLength \(maximumLength) must be above 0")
