@@ -18,6 +18,10 @@ let package = Package(
     platforms: [.macOS(.v14)],
     dependencies: [.package(url: url, revision: revision)],
     targets: [
-        .executableTarget(name: "UseTorch", dependencies: [.product(name: "Torch", package: subquadratic)])
+        .executableTarget(
+            name: "UseTorch",
+            dependencies: [
+                .product(name: "Torch", package: subquadratic), .product(name: "Subquadratic", package: subquadratic),
+            ])
     ]
 )

@@ -20,7 +20,7 @@ public struct TokenGenerator: Sequence, IteratorProtocol {
     /// Takes up the prompt.
     ///
     /// - Parameter prompt: at least one token id.
-    /// - Throws: ``ConfigurationError`` when the model's mixer cannot stream.
+    /// - Throws: `ConfigurationError` when the model's mixer cannot stream.
     public init(_ model: LanguageModel, prompt: [Int], sampler: TokenSampler) throws {
         precondition(!prompt.isEmpty, "TokenGenerator: the prompt is empty")
         self.model = model

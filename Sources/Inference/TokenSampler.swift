@@ -13,7 +13,7 @@ public struct SamplingOptions: Sendable, Codable, Equatable {
         self.topP = topP
     }
 
-    /// - Throws: ``ConfigurationError`` naming the value that is out of range.
+    /// - Throws: `ConfigurationError` naming the value that is out of range.
     public func validate() throws {
         guard temperature >= 0, temperature.isFinite else {
             throw ConfigurationError("temperature must be 0 or above, not \(temperature)")

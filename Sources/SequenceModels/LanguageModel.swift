@@ -10,7 +10,7 @@ public final class LanguageModel: Module {
     public let vocabulary: Int
 
     /// - Parameter maximumLength: the longest sequence that learned positions are made for.
-    /// - Throws: ``ConfigurationError`` when the configuration cannot be built, or not as a causal model.
+    /// - Throws: `ConfigurationError` when the configuration cannot be built, or not as a causal model.
     public init(
         _ configuration: ModelConfiguration, vocabulary: Int, maximumLength: Int, using generator: RandomGenerator
     ) throws {
@@ -28,7 +28,7 @@ public final class LanguageModel: Module {
 
     /// The state before the first token of `batch` sequences.
     ///
-    /// - Throws: ``ConfigurationError`` when the mixer cannot stream.
+    /// - Throws: `ConfigurationError` when the mixer cannot stream.
     public func initialState(batch: Int = 1) throws -> LanguageModelState {
         LanguageModelState(blocks: try encoder.initialState(batch: batch))
     }

@@ -66,7 +66,7 @@ public struct ModelConfiguration: Codable, Sendable {
 
     public var resolvedFeedForwardDim: Int { feedForwardDim ?? 4 * modelDim }
 
-    /// - Throws: ``ConfigurationError`` naming the first value that is out of range.
+    /// - Throws: `ConfigurationError` naming the first value that is out of range.
     public func validate() throws {
         // Far above every machine, and low enough that products of sizes stay numbers.
         try require(layers, upTo: 10_000, "layers")

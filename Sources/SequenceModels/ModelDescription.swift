@@ -55,7 +55,7 @@ public struct ModelDescription: Codable, Sendable {
 
     /// The model with newly drawn weights.
     ///
-    /// - Throws: ``ConfigurationError`` naming what cannot be built.
+    /// - Throws: `ConfigurationError` naming what cannot be built.
     public func build(using generator: RandomGenerator) throws -> TaskModel {
         try validate()
         switch kind {

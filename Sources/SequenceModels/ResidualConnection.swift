@@ -42,7 +42,7 @@ public struct ResidualConfiguration: Codable, Sendable {
     static let standardStepSize = 0.9
     static let standardDelta = 1e-4
 
-    /// - Throws: ``ConfigurationError`` for a value out of range, or one that the kind would ignore.
+    /// - Throws: `ConfigurationError` for a value out of range, or one that the kind would ignore.
     public func validate() throws {
         if kind != .constant, let momentum {
             throw ConfigurationError("residual: momentum \(momentum) belongs to kind constant, not \(kind.rawValue)")

@@ -11,7 +11,7 @@ public final class SequenceClassifier: Module {
     public let classes: Int
 
     /// - Parameter maximumLength: the longest sequence that learned positions are made for.
-    /// - Throws: ``ConfigurationError`` when the configuration cannot be built, or not as a bidirectional model.
+    /// - Throws: `ConfigurationError` when the configuration cannot be built, or not as a bidirectional model.
     public init(
         _ configuration: ModelConfiguration, vocabulary: Int, classes: Int, maximumLength: Int,
         using generator: RandomGenerator

@@ -10,7 +10,7 @@ public final class SequenceEncoder: Module {
 
     /// Builds a mixer for every block from the configuration.
     ///
-    /// - Throws: ``ConfigurationError`` when the configuration, or the mixer's options, cannot be built.
+    /// - Throws: `ConfigurationError` when the configuration, or the mixer's options, cannot be built.
     public convenience init(
         _ configuration: ModelConfiguration, isCausal: Bool, maximumLength: Int? = nil, using generator: RandomGenerator
     ) throws {
@@ -36,7 +36,7 @@ public final class SequenceEncoder: Module {
 
     // MARK: Streaming
 
-    /// - Throws: ``ConfigurationError`` when a block's mixer cannot stream.
+    /// - Throws: `ConfigurationError` when a block's mixer cannot stream.
     public func initialState(batch: Int) throws -> [any StreamingState] {
         try blocks.enumerated().map { index, block in
             guard let mixer = block.mixer as? any StreamingMixer, mixer.isCausal else {
