@@ -39,7 +39,9 @@ public enum GoldenFiles {
         guard isFolder.boolValue else { return [url] }
         let enumerator = FileManager.default.enumerator(at: url, includingPropertiesForKeys: nil)
         let found = (enumerator?.compactMap { $0 as? URL } ?? []).filter { $0.pathExtension == "safetensors" }
-        guard !found.isEmpty else { throw ConformanceError("\(path): no .safetensors files in this folder", isMissingFile: true) }
+        guard !found.isEmpty else {
+            throw ConformanceError("\(path): no .safetensors files in this folder", isMissingFile: true)
+        }
         return found.sorted { $0.path < $1.path }
     }
 }

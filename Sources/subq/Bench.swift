@@ -6,7 +6,8 @@ import Torch
 
 struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Measure time and memory of mechanisms, layers and models.", subcommands: [Attention.self, Layer.self, LM.self, GenerateBench.self])
+        abstract: "Measure time and memory of mechanisms, layers and models.",
+        subcommands: [Attention.self, Layer.self, LM.self, GenerateBench.self])
 
     /// What all measurements share.
     struct Options: ParsableArguments {
@@ -53,7 +54,8 @@ struct Bench: ParsableCommand {
         func lengths(_ text: String, _ option: String) throws -> [Int] {
             try text.split(separator: ",").map {
                 guard let length = Int($0), (1...1_000_000_000).contains(length) else {
-                    throw UsageError("--\(option) must be whole numbers from 1 to 1000000000 with commas between, not '\(text)'")
+                    throw UsageError(
+                        "--\(option) must be whole numbers from 1 to 1000000000 with commas between, not '\(text)'")
                 }
                 return length
             }
@@ -101,7 +103,8 @@ struct Bench: ParsableCommand {
                 for length in try options.lengths(length, "length") {
                     let shape = BenchmarkShape(
                         batch: options.batch, heads: options.heads, length: length, headDim: options.headDim)
-                    try options.show(withTorchErrors { try measure(mixer, causal, shape, pass, options.repeats, reference) })
+                    try options.show(
+                        withTorchErrors { try measure(mixer, causal, shape, pass, options.repeats, reference) })
                 }
             }
         }

@@ -4,7 +4,7 @@ import Foundation
 
 struct DataCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "data", abstract: "Make a data set.", subcommands: [ListOps.self])
+        commandName: "data", abstract: "Make a data set.", subcommands: [ListOps.self, Copy.self])
 
     struct ListOps: ParsableCommand {
         static let configuration = CommandConfiguration(
@@ -55,6 +55,40 @@ struct DataCommand: ParsableCommand {
             let splits = try ListOpsSplits(generating: configuration)
             try ListOpsFile.write(splits, to: folder)
             print("wrote \(train + validation + test) expressions to \(folder.relativePath)")
+        }
+    }
+
+    struct Copy: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            commandName: "copy",
+            abstract:
+                "The copy task of the Linear Transformer paper, a sequence a line: copy_train.txt and copy_test.txt.")
+
+        @Option(help: "The folder to write to.")
+        var out: String
+        @Option(parsing: .unconditional, help: "Sequences of the training split.")
+        var train = 10_000
+        @Option(parsing: .unconditional, help: "Sequences of the test split.")
+        var test = 1_000
+        @Option(parsing: .unconditional, help: "Tokens of a sequence.")
+        var length = 128
+        @Option(parsing: .unconditional, help: "Symbols besides the separator.")
+        var symbols = 10
+        @Option(parsing: .unconditional, help: "Seed of the generator.")
+        var seed = 0
+
+        func run() throws {
+            for (name, value, least) in [("train", train, 1), ("test", test, 1), ("seed", seed, 0)] where value < least
+            {
+                throw UsageError("--\(name) must be at least \(least), not \(value)")
+            }
+            let task = try CopyTask(length: length, symbols: symbols)
+            let folder = try URL(folder: out, "--out")
+            try ListOpsFile.makeFolder(folder)
+            // Two streams that never meet: even seeds train, odd ones test.
+            try task.write(count: train, seed: 2 * UInt64(seed), to: folder.appending(component: "copy_train.txt"))
+            try task.write(count: test, seed: 2 * UInt64(seed) + 1, to: folder.appending(component: "copy_test.txt"))
+            print("wrote \(train + test) sequences to \(folder.relativePath)")
         }
     }
 }

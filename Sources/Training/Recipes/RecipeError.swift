@@ -31,7 +31,8 @@ public struct RecipeError: Error, CustomStringConvertible, Equatable, Sendable {
         let subject = keyPath.isEmpty ? (place.isEmpty ? "the recipe" : place) : "'\(keyPath)'\(at)"
         let text =
             switch problem {
-            case .unreadable(let text), .override(let text), .broken(let text): "\(place.isEmpty ? "the recipe" : place): \(text)"
+            case .unreadable(let text), .override(let text), .broken(let text):
+                "\(place.isEmpty ? "the recipe" : place): \(text)"
             case .unknownKey(let hint): "unknown key '\(keyPath)'\(at)\(hint.isEmpty ? "" : "; \(hint)")"
             case .missingKey: "missing key '\(keyPath)'\(at)"
             case .invalid(let text): "\(subject): \(text)"
