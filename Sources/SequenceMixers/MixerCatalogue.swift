@@ -2,6 +2,7 @@ import Torch
 
 /// Every mechanism there is. Adding one adds a line here.
 public enum MixerCatalogue {
+    /// In the order in which they are listed.
     public static let entries: [CatalogueEntry] = [
         SoftmaxOptions.catalogueEntry,
         LinearOptions.catalogueEntry,
@@ -22,6 +23,7 @@ public struct Paper: Sendable, Codable {
     public let title: String
     public let authors: String
     public let year: Int
+    /// The number, as in `1706.03762`.
     public let arXiv: String
 
     public init(_ title: String, authors: String, year: Int, arXiv: String) {
@@ -43,12 +45,17 @@ public enum StreamingSupport: String, Sendable, Codable {
 
 /// What the catalogue says about a mechanism, and how it is built.
 public struct CatalogueEntry: Sendable {
+    /// As in a recipe's `mixer.name`.
     public let name: String
     public let title: String
     public let paper: Paper
+    /// Whether there is a form in which a position sees only itself and what is before it.
     public let causal: Bool
+    /// Whether there is a form in which every position sees every other.
     public let bidirectional: Bool
+    /// Whether padding masks are honored.
     public let padding: Bool
+    /// Whether a sequence can attend to another one.
     public let crossAttention: Bool
     public let streaming: StreamingSupport
     /// Whether queries and keys may get rotary positions.
@@ -56,6 +63,7 @@ public struct CatalogueEntry: Sendable {
     /// Cost in the length N, for training.
     public let time: String
     public let memory: String
+    /// The settings it takes in a recipe.
     public let options: any MixerOptions.Type
     /// Builds what a golden file describes, to be compared with its numbers.
     public let golden: @Sendable (GoldenCase) throws -> GoldenSubject

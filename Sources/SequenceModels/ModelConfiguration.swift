@@ -29,20 +29,26 @@ public enum Pooling: String, NamedChoice {
 
 /// The shape of a stack of blocks around any mixer, and of the model's ends; as `model:` in a recipe.
 public struct ModelConfiguration: Codable, Sendable {
+    /// Blocks.
     public var layers = 4
+    /// Channels of the stream, a multiple of `heads`.
     public var modelDim = 256
     public var heads = 4
     /// Width of the feed-forward layers; left out, four times `modelDim`.
     public var feedForwardDim: Int?
     public var norm: NormPlacement = .pre
     public var activation: Activation = .gelu
+    /// After the mixer, and after both layers of the feed-forward part.
     public var dropout = 0.0
     public var normEpsilon = 1e-5
     /// A LayerNorm after the last block.
     public var finalNorm = true
     public var position: PositionKind = .learned
+    /// The mechanism and its options, the same in every block.
     public var mixer: MixerConfiguration
+    /// The connection around each mixer.
     public var residual = ResidualConfiguration()
+    /// Of a classifier.
     public var pooling: Pooling = .mean
 
     public init(mixer: MixerConfiguration) { self.mixer = mixer }
@@ -64,6 +70,7 @@ public struct ModelConfiguration: Codable, Sendable {
         pooling = try container.decodeIfPresent(Pooling.self, forKey: .pooling) ?? pooling
     }
 
+    /// `feedForwardDim`, or its default.
     public var resolvedFeedForwardDim: Int { feedForwardDim ?? 4 * modelDim }
 
     /// - Throws: `ConfigurationError` naming the first value that is out of range.

@@ -5,14 +5,18 @@ public struct Bounds<Value: Comparable & Sendable>: Sendable, CustomStringConver
     private var includesLower = true
     private var includesUpper = true
 
+    /// `lower` and above.
     public static func atLeast(_ lower: Value) -> Bounds { Bounds(lower: lower) }
+    /// Above `lower`, itself left out.
     public static func above(_ lower: Value) -> Bounds { Bounds(lower: lower, includesLower: false) }
+    /// From `lower` to `upper`, both included.
     public static func between(_ lower: Value, and upper: Value) -> Bounds { Bounds(lower: lower, upper: upper) }
     /// At least `lower` and less than `upper`.
     public static func from(_ lower: Value, below upper: Value) -> Bounds {
         Bounds(lower: lower, upper: upper, includesUpper: false)
     }
 
+    /// Whether the value lies within; NaN never does.
     public func contains(_ value: Value) -> Bool {
         // Written so that a NaN is outside every bound.
         if let lower { guard includesLower ? value >= lower : value > lower else { return false } }

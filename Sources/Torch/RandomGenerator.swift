@@ -6,6 +6,7 @@ import CTorch
 public final class RandomGenerator {
     let pointer: ctorch_generator
 
+    /// Equal seeds give equal numbers, on one version of LibTorch.
     public init(seed: UInt64) {
         var error = ctorch_error()
         guard let pointer = ctorch_generator_create(seed, &error) else {

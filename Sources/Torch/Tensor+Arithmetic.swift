@@ -3,6 +3,7 @@ import CTorch
 // Element by element; shapes are broadcast. A number beside a tensor takes the tensor's type.
 
 extension Tensor {
+    /// Element by element, as all arithmetic here: shapes broadcast from the last dimension, types are promoted.
     public static func + (a: Tensor, b: Tensor) -> Tensor { call("add", a, b, ctorch_add) }
     public static func - (a: Tensor, b: Tensor) -> Tensor { call("sub", a, b, ctorch_sub) }
     public static func * (a: Tensor, b: Tensor) -> Tensor { call("mul", a, b, ctorch_mul) }
@@ -27,7 +28,9 @@ extension Tensor {
     public static func *= (a: inout Tensor, b: Tensor) { a = a * b }
     public static func /= (a: inout Tensor, b: Tensor) { a = a / b }
 
+    /// Each element to the power of its partner.
     public func power(_ exponent: Tensor) -> Tensor { call("pow", self, exponent, ctorch_pow) }
+    /// Each element to a power.
     public func power(_ exponent: some TensorScalar) -> Tensor { with(exponent, "pow", ctorch_pow_scalar) }
     /// Division rounded towards minus infinity, and what it leaves (with the divisor's sign).
     public func floorDivided(by divisor: Tensor) -> Tensor { call("floor_divide", self, divisor, ctorch_floor_divide) }
@@ -65,6 +68,7 @@ infix operator .|| : LogicalDisjunctionPrecedence
 prefix operator .!
 
 extension Tensor {
+    /// Bool, element by element, as all comparisons here: shapes broadcast.
     public static func .== (a: Tensor, b: Tensor) -> Tensor { call("eq", a, b, ctorch_eq) }
     public static func .!= (a: Tensor, b: Tensor) -> Tensor { call("ne", a, b, ctorch_ne) }
     public static func .< (a: Tensor, b: Tensor) -> Tensor { call("lt", a, b, ctorch_lt) }
@@ -79,8 +83,11 @@ extension Tensor {
     public static func .> (a: Tensor, b: some TensorScalar) -> Tensor { a.with(b, "gt", ctorch_gt_scalar) }
     public static func .>= (a: Tensor, b: some TensorScalar) -> Tensor { a.with(b, "ge", ctorch_ge_scalar) }
 
+    /// Bool: where both are other than zero.
     public static func .&& (a: Tensor, b: Tensor) -> Tensor { call("logical_and", a, b, ctorch_logical_and) }
+    /// Bool: where either is other than zero.
     public static func .|| (a: Tensor, b: Tensor) -> Tensor { call("logical_or", a, b, ctorch_logical_or) }
+    /// Bool: where it is zero.
     public static prefix func .! (a: Tensor) -> Tensor { call("logical_not", a, ctorch_logical_not) }
 
     /// Whether shape, type and every element are the same.

@@ -1,14 +1,17 @@
 import CTorch
 
 extension Tensor {
+    /// All zeros.
     public static func zeros(_ shape: [Int], dtype: DType = .float32, device: Device = .cpu) -> Tensor {
         full(shape, 0, dtype: dtype, device: device)
     }
 
+    /// All ones.
     public static func ones(_ shape: [Int], dtype: DType = .float32, device: Device = .cpu) -> Tensor {
         full(shape, 1, dtype: dtype, device: device)
     }
 
+    /// One value everywhere.
     public static func full(
         _ shape: [Int], _ value: some TensorScalar, dtype: DType = .float32, device: Device = .cpu
     ) -> Tensor {
@@ -22,9 +25,12 @@ extension Tensor {
         call("empty") { error in shape.withDims { ctorch_empty($0, $1, options(dtype, device), error) } }
     }
 
+    /// Zeros of the shape, type and device of another.
     public static func zeros(like other: Tensor) -> Tensor { full(like: other, 0) }
+    /// Ones of the shape, type and device of another.
     public static func ones(like other: Tensor) -> Tensor { full(like: other, 1) }
 
+    /// One value, in the shape, type and device of another.
     public static func full(like other: Tensor, _ value: some TensorScalar) -> Tensor {
         call("full_like", other) { ctorch_full_like($0, value.scalarValue.forC, $1) }
     }

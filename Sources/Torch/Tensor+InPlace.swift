@@ -4,8 +4,10 @@ import CTorch
 // the state of a decoder.
 
 extension Tensor {
+    /// Takes over the elements of `source`, converted and broadcast to this shape.
     public func copyInPlace(from source: Tensor) { run("copy_", [self, source]) { ctorch_copy_($0[0], $0[1], $1) } }
 
+    /// Sets every element.
     public func fillInPlace(_ value: some TensorScalar) {
         run("fill_", [self]) { ctorch_fill_($0[0], value.scalarValue.forC, $1) }
     }
@@ -15,6 +17,7 @@ extension Tensor {
         run("add_", [self, other]) { ctorch_add_($0[0], $0[1], scale, $1) }
     }
 
+    /// self *= factor
     public func multiplyInPlace(by factor: Double) { run("mul_", [self]) { ctorch_mul_($0[0], factor, $1) } }
 
     /// self += weight · (other - self)
@@ -32,10 +35,12 @@ extension Tensor {
         run("addcdiv_", [self, a, b]) { ctorch_addcdiv_($0[0], $0[1], $0[2], scale, $1) }
     }
 
+    /// Draws every element evenly from the range.
     public func fillUniformInPlace(_ range: Range<Double>, using generator: RandomGenerator) {
         run("uniform_", [self]) { ctorch_uniform_($0[0], range.lowerBound, range.upperBound, generator.pointer, $1) }
     }
 
+    /// Draws every element from a normal distribution.
     public func fillNormalInPlace(mean: Double = 0, deviation: Double = 1, using generator: RandomGenerator) {
         run("normal_", [self]) { ctorch_normal_($0[0], mean, deviation, generator.pointer, $1) }
     }

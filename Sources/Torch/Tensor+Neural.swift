@@ -15,10 +15,13 @@ public func linear(_ x: Tensor, _ weight: Tensor, _ bias: Tensor? = nil) -> Tens
     call("linear", [x, weight, bias]) { ctorch_linear($0[0], $0[1], $0[2], $1) }
 }
 
+/// exp(x) / Σ exp(x) along a dimension, with the maximum taken out first.
 public func softmax(_ x: Tensor, dim: Int = -1) -> Tensor { x.softmax(dim) }
 
 extension Tensor {
+    /// exp(x) / Σ exp(x) along a dimension, with the maximum taken out first.
     public func softmax(_ dim: Int = -1) -> Tensor { call("softmax", self) { ctorch_softmax($0, Int64(dim), $1) } }
+    /// log softmax along a dimension, without the loss of digits of taking both in turn.
     public func logSoftmax(_ dim: Int = -1) -> Tensor {
         call("log_softmax", self) { ctorch_log_softmax($0, Int64(dim), $1) }
     }
@@ -37,6 +40,7 @@ extension Tensor {
 
     /// Complex numbers as a last dimension of two, and back.
     public func complexAsReal() -> Tensor { call("view_as_real", self, ctorch_view_as_real) }
+    /// The inverse of ``complexAsReal()``.
     public func realAsComplex() -> Tensor { call("view_as_complex", self, ctorch_view_as_complex) }
 
     /// The matrices' orthogonal and upper triangular factors.
@@ -78,6 +82,7 @@ public func embedding(_ weight: Tensor, _ indices: Tensor, paddingIndex: Int? = 
     call("embedding", weight, indices) { ctorch_embedding($0, $1, Int64(paddingIndex ?? -1), $2) }
 }
 
+/// How the losses of single targets become one.
 public enum LossReduction: Int64, Sendable {
     case none = 0
     case mean = 1

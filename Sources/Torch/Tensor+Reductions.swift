@@ -3,9 +3,13 @@ import CTorch
 // Reductions over the named dimensions, or all of them when none is named; `keepDim` leaves them with size 1.
 
 extension Tensor {
+    /// Σ x over the named dimensions, or all of them; `keepDim` leaves them with size 1. Bools and whole numbers sum to int64.
     public func sum(_ dims: Int..., keepDim: Bool = false) -> Tensor { reduced("sum", dims, keepDim, ctorch_sum) }
+    /// The mean over the named dimensions, or all of them; floating point only.
     public func mean(_ dims: Int..., keepDim: Bool = false) -> Tensor { reduced("mean", dims, keepDim, ctorch_mean) }
+    /// The largest over the named dimensions, or all of them; see ``argmax(_:keepDim:)`` for where it lies.
     public func maximum(_ dims: Int..., keepDim: Bool = false) -> Tensor { reduced("amax", dims, keepDim, ctorch_amax) }
+    /// The smallest over the named dimensions, or all of them.
     public func minimum(_ dims: Int..., keepDim: Bool = false) -> Tensor { reduced("amin", dims, keepDim, ctorch_amin) }
 
     /// log Σ exp, with the maximum taken out first.
@@ -34,28 +38,36 @@ extension Tensor {
         square().reduced("sum", dims, true, ctorch_sum).safeRoot()
     }
 
+    /// Π x over a dimension.
     public func product(_ dim: Int, keepDim: Bool = false) -> Tensor {
         call("prod", self) { ctorch_prod($0, Int64(dim), keepDim, $1) }
     }
 
-    /// Whether all, or any, elements are other than zero: a single bool.
+    /// Whether all elements are other than zero: a single bool.
     public func all() -> Tensor { call("all", self, ctorch_all) }
+    /// Whether any element is other than zero: a single bool.
     public func any() -> Tensor { call("any", self, ctorch_any) }
+    /// Bool: whether any element along a dimension is other than zero.
     public func any(_ dim: Int, keepDim: Bool = false) -> Tensor {
         call("any", self) { ctorch_any_dim($0, Int64(dim), keepDim, $1) }
     }
 
+    /// The sums of the elements up to each, itself included, along a dimension.
     public func cumulativeSum(_ dim: Int) -> Tensor { call("cumsum", self) { ctorch_cumsum($0, Int64(dim), $1) } }
+    /// The products of the elements up to each, itself included, along a dimension.
     public func cumulativeProduct(_ dim: Int) -> Tensor { call("cumprod", self) { ctorch_cumprod($0, Int64(dim), $1) } }
+    /// log Σ exp of the elements up to each, itself included, along a dimension; does not overflow.
     public func cumulativeLogSumExp(_ dim: Int) -> Tensor {
         call("logcumsumexp", self) { ctorch_logcumsumexp($0, Int64(dim), $1) }
     }
+    /// The largest of the elements up to each, itself included, along a dimension.
     public func cumulativeMaximum(_ dim: Int) -> Tensor { call("cummax", self) { ctorch_cummax($0, Int64(dim), $1) } }
 
-    /// Where the largest, or smallest, element lies: int64.
+    /// Where the largest element along a dimension lies: int64.
     public func argmax(_ dim: Int = -1, keepDim: Bool = false) -> Tensor {
         call("argmax", self) { ctorch_argmax($0, Int64(dim), keepDim, $1) }
     }
+    /// Where the smallest element along a dimension lies: int64.
     public func argmin(_ dim: Int = -1, keepDim: Bool = false) -> Tensor {
         call("argmin", self) { ctorch_argmin($0, Int64(dim), keepDim, $1) }
     }

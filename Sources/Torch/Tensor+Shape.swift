@@ -19,11 +19,14 @@ extension Tensor {
         call("permute", self) { pointer, error in dims.withDims { ctorch_permute(pointer, $0, $1, error) } }
     }
 
+    /// Two dimensions exchanged, the last two when none is named: a view.
     public func transposed(_ first: Int = -2, _ second: Int = -1) -> Tensor {
         call("transpose", self) { ctorch_transpose($0, Int64(first), Int64(second), $1) }
     }
 
+    /// Without a dimension of size 1: a view.
     public func squeezed(_ dim: Int) -> Tensor { call("squeeze", self) { ctorch_squeeze($0, Int64(dim), $1) } }
+    /// With a new dimension of size 1: a view.
     public func unsqueezed(_ dim: Int) -> Tensor { call("unsqueeze", self) { ctorch_unsqueeze($0, Int64(dim), $1) } }
 
     /// Dimensions `first` to `last` as one.
@@ -73,6 +76,7 @@ extension Tensor {
         call("roll", self) { ctorch_roll($0, Int64(shift), Int64(dim), $1) }
     }
 
+    /// In reverse order along the dimensions: a copy.
     public func flipped(_ dims: Int...) -> Tensor {
         call("flip", self) { pointer, error in dims.withDims { ctorch_flip(pointer, $0, $1, error) } }
     }
@@ -86,10 +90,12 @@ extension Tensor {
     public func lowerTriangle(diagonal: Int = 0) -> Tensor {
         call("tril", self) { ctorch_tril($0, Int64(diagonal), $1) }
     }
+    /// Zeros below the diagonal, or the one `diagonal` places above it.
     public func upperTriangle(diagonal: Int = 0) -> Tensor {
         call("triu", self) { ctorch_triu($0, Int64(diagonal), $1) }
     }
 
+    /// The diagonal of two dimensions, as a new last one: a view.
     public func diagonal(offset: Int = 0, _ first: Int = -2, _ second: Int = -1) -> Tensor {
         call("diagonal", self) { ctorch_diagonal($0, Int64(offset), Int64(first), Int64(second), $1) }
     }

@@ -53,6 +53,7 @@ extension Tensor {
     /// The number of elements.
     public var count: Int { withExtendedLifetime(handle) { Int(ctorch_count(handle.pointer)) } }
 
+    /// The type of the elements.
     public var dtype: DType {
         withExtendedLifetime(handle) {
             guard let dtype = DType(rawValue: ctorch_dtype(handle.pointer)) else {
@@ -62,6 +63,7 @@ extension Tensor {
         }
     }
 
+    /// Where the elements lie.
     public var device: Device {
         withExtendedLifetime(handle) {
             Device(type: ctorch_device_type(handle.pointer), index: ctorch_device_index(handle.pointer))
@@ -140,12 +142,14 @@ extension Tensor {
 // MARK: - Types and places
 
 extension Tensor {
+    /// The elements converted; the tensor itself when it has the type already. Gradients flow through.
     public func to(_ dtype: DType) -> Tensor {
         if dtype == self.dtype { return self }
         let device = device
         return call("to", self) { ctorch_to($0, options(dtype, device), $1) }
     }
 
+    /// The elements moved; the tensor itself when it is there already. Gradients flow through.
     public func to(_ device: Device) -> Tensor {
         if device == self.device { return self }
         let dtype = dtype

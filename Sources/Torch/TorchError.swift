@@ -3,6 +3,7 @@ import Foundation
 
 /// An operation that could not be carried out: which one, on what, and why.
 public struct TorchError: Error, Equatable, Sendable, CustomStringConvertible {
+    /// What sort of failure it is.
     public enum Kind: Int32, Sendable {
         case invalidArgument = 1
         case indexOutOfRange = 2
@@ -14,6 +15,7 @@ public struct TorchError: Error, Equatable, Sendable, CustomStringConvertible {
     public let kind: Kind
     /// The operation's name, as in LibTorch: `matmul`, `reshape`, ….
     public let operation: String
+    /// Why, in LibTorch's or the layer's words, with the shapes.
     public let message: String
 
     public init(_ kind: Kind, in operation: String, _ message: String) {

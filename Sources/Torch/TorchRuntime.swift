@@ -20,6 +20,7 @@ public enum TorchRuntime {
     /// fault per 4 KiB of every large temporary. For all CPU tensors made from now on; cannot be undone.
     public static func useCachingAllocator() { ctorch_caching_allocator_install() }
 
+    /// Whether ``useCachingAllocator()`` has been called.
     public static var usesCachingAllocator: Bool { ctorch_caching_allocator_installed() }
 
     /// Bytes of large CPU blocks in use, and kept for reuse, by the caching allocator.

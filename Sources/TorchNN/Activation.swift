@@ -6,6 +6,7 @@ public enum Activation: String, NamedChoice {
     /// gelu through its approximation by tanh.
     case geluTanh = "gelu-tanh"
 
+    /// Element by element, any shape.
     public func callAsFunction(_ x: Tensor) -> Tensor {
         switch self {
         case .identity: x

@@ -41,6 +41,7 @@ open class Module {
         unique(ModuleTree(self).buffers, by: { $0.buffer })
     }
 
+    /// Every parameter of the tree, a shared one once; see ``namedParameters()``.
     public final func parameters() -> [Parameter] { namedParameters().map(\.parameter) }
 
     /// The number of weights, not of tensors.
@@ -53,8 +54,10 @@ open class Module {
     /// Stops training of every parameter in the tree; their gradients are dropped.
     public final func freeze() { setTrainable(false) }
 
+    /// Lets every parameter in the tree be trained again.
     public final func unfreeze() { setTrainable(true) }
 
+    /// Drops every parameter's gradient.
     public final func zeroGradients() {
         for parameter in parameters() { parameter.grad = nil }
     }

@@ -5,6 +5,7 @@ import TorchNN
 ///
 /// A parameter that is frozen or has no gradient is left alone, and its running averages too.
 public protocol Optimizer: AnyObject {
+    /// Read at each ``step()``; a schedule sets it before.
     var learningRate: Double { get set }
 
     /// One update of every parameter that has a gradient.

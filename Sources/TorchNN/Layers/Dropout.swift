@@ -16,6 +16,7 @@ public final class Dropout: Module {
         super.init()
     }
 
+    /// Any shape; x itself in evaluation.
     public func callAsFunction(_ x: Tensor) -> Tensor {
         guard isTraining && probability > 0 else { return x }
         let kept = 1 - probability

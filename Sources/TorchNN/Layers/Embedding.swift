@@ -25,6 +25,7 @@ public final class Embedding: Module {
         super.init()
     }
 
+    /// int64 indices `[…]` → `[…, dim]`; an index out of range traps.
     public func callAsFunction(_ indices: Tensor) -> Tensor {
         torchPrecondition(
             indices.dtype == .int64 || indices.dtype == .int32, in: "Embedding",

@@ -22,6 +22,7 @@ public final class Linear: Module {
         super.init()
     }
 
+    /// x `[…, inputs]` → `[…, outputs]`.
     public func callAsFunction(_ x: Tensor) -> Tensor {
         checkLastDimension(x, inputs, in: "Linear")
         return linear(x, weight.value, bias?.value)

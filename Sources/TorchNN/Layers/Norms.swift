@@ -18,6 +18,7 @@ public final class LayerNorm: Module {
         super.init()
     }
 
+    /// x `[…, dim]` → the same shape.
     public func callAsFunction(_ x: Tensor) -> Tensor {
         checkLastDimension(x, dim, in: "LayerNorm")
         return layerNorm(x, shape: [dim], weight: weight.value, bias: bias?.value, epsilon: epsilon)
@@ -39,6 +40,7 @@ public final class RMSNorm: Module {
         super.init()
     }
 
+    /// x `[…, dim]` → the same shape.
     public func callAsFunction(_ x: Tensor) -> Tensor {
         checkLastDimension(x, dim, in: "RMSNorm")
         return rmsNorm(x, shape: [dim], weight: weight.value, epsilon: epsilon)

@@ -2,6 +2,7 @@ import Torch
 
 /// The data of a recipe. Each kind has keys of its own; those of another kind are refused.
 public enum DataRecipe: Codable, Equatable, Sendable {
+    /// The word that a recipe has for it.
     public enum Kind: String, NamedChoice { case bytes, enwik8, copy, listops }
 
     case bytes(Bytes)
@@ -101,7 +102,9 @@ public enum DataRecipe: Codable, Equatable, Sendable {
         public var length: Int
         /// The fewest tokens of a generated expression.
         public var minimumLength: Int
+        /// Nesting of operators in a generated expression.
         public var maximumDepth: Int
+        /// Arguments of an operator in a generated expression.
         public var maximumArguments: Int
         public var trainingExamples: Int
         public var validationExamples: Int

@@ -2,9 +2,11 @@ import Torch
 
 /// How parameters are updated. A key that the named optimizer has no use for is refused.
 public struct OptimizerRecipe: Codable, Equatable, Sendable {
+    /// The words that recipes use.
     public enum Name: String, NamedChoice { case sgd, adamw, radam }
 
     public var name = Name.adamw
+    /// The full rate, which the schedule multiplies.
     public var learningRate = 3e-4
     public var weightDecay = 0.01
     /// Of `sgd`.
@@ -58,6 +60,7 @@ public struct OptimizerRecipe: Codable, Equatable, Sendable {
 
 /// How the learning rate changes over the run. A key that the named schedule has no use for is refused.
 public struct ScheduleRecipe: Codable, Equatable, Sendable {
+    /// The words that recipes use.
     public enum Name: String, NamedChoice {
         case constant, cosine, linear, step
         case inverseSquareRoot = "inverse-square-root"

@@ -6,6 +6,7 @@ import Torch
 /// Every key but `task`, `data` and `model` has a default. Unknown keys, wrong types and values out of range are
 /// refused with a ``RecipeError`` that names the key's path and line.
 public struct Recipe: Codable, Equatable, Sendable {
+    /// What is learned.
     public enum Task: String, NamedChoice {
         case languageModel = "language-model"
         case classification
