@@ -29,7 +29,7 @@ public struct ModelDescription: Codable, Sendable {
 
     /// Checks what can be checked without building anything, memory included.
     ///
-    /// - Throws: ``ConfigurationError`` naming the first value that is out of range.
+    /// - Throws: `ConfigurationError` naming the first value that is out of range.
     public func validate() throws {
         try model.validate()
         guard vocabulary > 0, maximumLength > 0, classes ?? 1 > 0 else {

@@ -21,7 +21,7 @@ public enum TrainingEnd: Equatable, Sendable {
 public struct DivergenceError: Error, Equatable, Sendable, CustomStringConvertible {
     public let step: Int
     public let loss: Double
-    /// The first parameter, in the model's order, whose gradient or value is not finite.
+    /// The first parameter, in the model's order, whose value is not finite; if all are, whose gradient is not.
     public let parameter: String?
 
     public var description: String {
