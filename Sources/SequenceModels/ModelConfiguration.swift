@@ -68,17 +68,20 @@ public struct ModelConfiguration: Codable, Sendable {
 
     /// - Throws: ``ConfigurationError`` naming the first value that is out of range.
     public func validate() throws {
-        try require(layers, atLeast: 1, "layers")
-        try require(modelDim, atLeast: 1, "modelDim")
-        try require(heads, atLeast: 1, "heads")
-        try require(resolvedFeedForwardDim, atLeast: 1, "feedForwardDim")
+        // Beyond these, sizes computed from them would leave the range of Int, and no machine could hold the model.
+        try require(layers, in: 1...100_000, "layers")
+        try require(modelDim, in: 1...1_000_000, "modelDim")
+        try require(heads, in: 1...1_000_000, "heads")
+        try require(resolvedFeedForwardDim, in: 1...10_000_000, "feedForwardDim")
         guard modelDim.isMultiple(of: heads) else {
             throw ConfigurationError("modelDim \(modelDim) is not a multiple of heads \(heads)")
         }
         guard (0..<1).contains(dropout) else {
             throw ConfigurationError("dropout must be at least 0 and below 1, not \(dropout)")
         }
-        guard normEpsilon > 0 else { throw ConfigurationError("normEpsilon must be above 0, not \(normEpsilon)") }
+        guard normEpsilon > 0, normEpsilon.isFinite else {
+            throw ConfigurationError("normEpsilon must be above 0, not \(normEpsilon)")
+        }
         if position == .sinusoidalConcatenated && !modelDim.isMultiple(of: 4) {
             throw ConfigurationError(
                 "position sinusoidal-concatenated needs modelDim to be a multiple of 4, not \(modelDim)")
@@ -89,8 +92,13 @@ public struct ModelConfiguration: Codable, Sendable {
         try residual.validate()
     }
 
-    private func require(_ value: Int, atLeast least: Int, _ name: String) throws {
-        guard value >= least else { throw ConfigurationError("\(name) must be at least \(least), not \(value)") }
+    private func require(_ value: Int, in range: ClosedRange<Int>, _ name: String) throws {
+        if value < range.lowerBound {
+            throw ConfigurationError("\(name) must be at least \(range.lowerBound), not \(value)")
+        }
+        if value > range.upperBound {
+            throw ConfigurationError("\(name) must be at most \(range.upperBound), not \(value)")
+        }
     }
 
     /// The same settings for one layer's mixer.
