@@ -76,7 +76,7 @@ let package = Package(
         tests(of: "SequenceMixers"),
         tests(of: "SequenceModels"),
         tests(of: "Datasets", ["CZlib"], resources: [.copy("Resources/listops.tsv")]),
-        tests(of: "Conformance"),
+        tests(of: "Conformance", resources: [.copy("Golden")]),
         tests(of: "Inference"),
         tests(of: "Training"),
         tests(of: "Benchmarking"),
