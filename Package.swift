@@ -76,7 +76,7 @@ let package = Package(
         tests(of: "SequenceMixers"),
         tests(of: "SequenceModels"),
         tests(of: "Datasets", ["Torch", "CZlib"], resources: [.copy("Resources/listops.tsv")]),
-        tests(of: "Conformance"),
+        tests(of: "Conformance", resources: [.copy("Golden")]),
         tests(of: "Inference"),
         tests(
             of: "Training", ["Torch", "TorchNN", "TorchOptimizers", "SequenceMixers", "SequenceModels", "Datasets"],

@@ -11,6 +11,7 @@ enum GoldenCore {
         let inputs = try names.map { try golden.tensor($0).requiringGrad() }
         let (q, k, v) = (inputs[0], inputs[1], inputs[2])
         let mask = try golden.paddingMask()
+        try golden.check("batch", q.size(0))
         try golden.check("heads", q.size(1))
         try golden.check("head_dim", q.size(3))
         try golden.check("length", q.size(2))
@@ -44,9 +45,12 @@ enum GoldenLayer {
     {
         let x = try golden.tensor("x").requiringGrad()
         let heads = try golden.settings.int("heads")
+        try golden.check("batch", x.size(0))
         try golden.check("model_dim", x.size(2))
         try golden.check("length", x.size(1))
         try golden.check("head_dim", x.size(2) / max(heads, 1))
+        try golden.check("value_dim", x.size(2) / max(heads, 1))
+        try golden.check("key_length", x.size(1))
         let layer = try make(
             core, x.size(2), heads, bias: golden.settings.optionalBool("bias") ?? true, usesReference,
             RandomGenerator(seed: 0))
@@ -110,8 +114,11 @@ enum GoldenEncoder {
         configuration.normEpsilon = try settings.optionalDouble("layer_norm_eps") ?? 1e-5
         configuration.finalNorm = try settings.optionalBool("final_norm") ?? true
         configuration.residual = try residual(settings)
+        try golden.check("batch", golden.tensor("x").size(0))
         try golden.check("model_dim", modelDim)
         try golden.check("head_dim", modelDim / max(configuration.heads, 1))
+        try golden.check("value_dim", modelDim / max(configuration.heads, 1))
+        try golden.check("key_length", golden.tensor("x").size(1))
         try golden.check("length", golden.tensor("x").size(1))
         try configuration.validate()
         return configuration

@@ -36,7 +36,9 @@ public struct TokenSampler {
     /// Logits `[batch, vocabulary]` → int64 ids `[batch]`.
     public func callAsFunction(_ logits: Tensor) -> Tensor {
         if options.temperature == 0 { return logits.argmax(-1) }
-        var probabilities = (logits.to(.float32) / options.temperature).softmax()
+        // Below the largest, and in float64: a temperature near 0 would make infinities of the logits themselves.
+        let wide = logits.to(.float64)
+        var probabilities = ((wide - wide.maximum(-1, keepDim: true)) / options.temperature).softmax()
         if options.topP < 1 { probabilities = nucleus(probabilities) }
         return Tensor.multinomial(probabilities, using: generator).squeezed(1)
     }

@@ -6,9 +6,9 @@ public struct UTF8Assembler {
 
     /// The text that the byte completes; empty while a character is incomplete. Bytes that can belong to none become U+FFFD.
     public mutating func append(_ byte: UInt8) -> String {
+        if let lead = pending.first, !mayFollow(lead, byte) { return flush() + append(byte) }
         pending.append(byte)
-        if expectedLength(pending[0]) > pending.count && (pending.count == 1 || isContinuation(byte)) { return "" }
-        return flush()
+        return expectedLength(pending[0]) == pending.count ? flush() : ""
     }
 
     /// What is left of an incomplete character.
@@ -26,5 +26,15 @@ public struct UTF8Assembler {
         }
     }
 
-    private func isContinuation(_ byte: UInt8) -> Bool { byte & 0xC0 == 0x80 }
+    /// Whether the byte can be the next of the pending character. The second byte tells the overlong forms, the surrogates
+    /// and what is beyond U+10FFFF from characters; none of these is waited for.
+    private func mayFollow(_ lead: UInt8, _ byte: UInt8) -> Bool {
+        switch (pending.count, lead) {
+        case (1, 0xE0): 0xA0...0xBF ~= byte
+        case (1, 0xED): 0x80...0x9F ~= byte
+        case (1, 0xF0): 0x90...0xBF ~= byte
+        case (1, 0xF4): 0x80...0x8F ~= byte
+        default: 0x80...0xBF ~= byte
+        }
+    }
 }

@@ -20,6 +20,9 @@ public protocol AttentionCore: Module {
 public protocol StreamingCore: AttentionCore {
     associatedtype State: StreamingState
 
+    /// Whether it can carry a state as it was built: a bidirectional core, for one, cannot.
+    var canStream: Bool { get }
+
     func initialState(_ shape: CoreShape) -> State
 
     /// The next `n` tokens' queries, keys and values, after those that made `state`.
@@ -27,6 +30,10 @@ public protocol StreamingCore: AttentionCore {
 
     /// One token, q, k `[batch, heads, headDim]`, v `[batch, heads, valueDim]`.
     func step(_ q: Tensor, _ k: Tensor, _ v: Tensor, state: inout State) -> Tensor
+}
+
+extension StreamingCore {
+    public var canStream: Bool { isCausal }
 }
 
 /// Sizes and element type that a core's state is made for.
@@ -57,6 +64,9 @@ extension AttentionCore {
                 && sk[1] == sv[1] && sk[2] == sv[2] && sq[3] == sk[3],
             in: "\(type(of: self))",
             "expected q [batch, heads, n, d], k [batch, heads, m, d], v [batch, heads, m, e]; got \(sq), \(sk), \(sv)")
+        torchPrecondition(
+            !sq.contains(0) && !sk.contains(0) && !sv.contains(0), in: "\(type(of: self))",
+            "expected at least one of everything; got q \(sq), k \(sk), v \(sv)")
         if let mask = paddingMask {
             torchPrecondition(
                 sk.count == 4 && mask.shape == [sk[0], sk[2]] && mask.dtype == .bool, in: "\(type(of: self))",
@@ -111,7 +121,8 @@ public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating, 
     public var anyCore: any AttentionCore { core }
 
     public func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor {
-        let (q, k, v) = projected(x, offset: 0)
+        check(x, paddingMask)
+        let (q, k, v) = projected(x, from: [0])
         return merged(attend(q, k, v, paddingMask))
     }
 
@@ -119,6 +130,8 @@ public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating, 
     public func callAsFunction(_ x: Tensor, context: Tensor, contextMask: Tensor? = nil) -> Tensor {
         torchPrecondition(!core.isCausal, in: "Attention", "cross-attention to another sequence cannot be causal")
         torchPrecondition(rotary == nil, in: "Attention", "cross-attention takes no rotary positions")
+        check(x, nil)
+        check(context, contextMask)
         return merged(attend(split(query(x)), split(key(context)), split(value(context)), contextMask))
     }
 
@@ -126,10 +139,31 @@ public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating, 
         usesReference ? core.reference(q, k, v, paddingMask: mask) : core(q, k, v, paddingMask: mask)
     }
 
-    private func projected(_ x: Tensor, offset: Int) -> (q: Tensor, k: Tensor, v: Tensor) {
+    /// Traps, naming the layer, unless x is `[batch, length, modelDim]` and the mask `[batch, length]`.
+    private func check(_ x: Tensor, _ paddingMask: Tensor?) {
+        let shape = x.shape
+        torchPrecondition(
+            shape.count == 3 && shape.last == query.inputs && !shape.contains(0), in: "\(type(of: self))",
+            "expected x [batch, length, \(query.inputs)]; got \(shape)")
+        if let mask = paddingMask {
+            torchPrecondition(
+                mask.shape == Array(shape.dropLast()) && mask.dtype == .bool, in: "\(type(of: self))",
+                "expected a bool paddingMask [batch, length] for x \(shape); got \(mask.dtype) \(mask.shape)")
+        }
+    }
+
+    /// - Parameter positions: of each sequence's first token, or one for all.
+    private func projected(_ x: Tensor, from positions: [Int]) -> (q: Tensor, k: Tensor, v: Tensor) {
         let (q, k, v) = (split(query(x)), split(key(x)), split(value(x)))
         guard let rotary else { return (q, k, v) }
-        return (rotary(q, offset: offset), rotary(k, offset: offset), v)
+        return (turned(q, from: positions, rotary), turned(k, from: positions, rotary), v)
+    }
+
+    private func turned(_ x: Tensor, from positions: [Int], _ rotary: RotaryEmbedding) -> Tensor {
+        let first = positions.first ?? 0
+        if positions.allSatisfy({ $0 == first }) { return rotary(x, offset: first) }
+        return concatenate(
+            positions.enumerated().map { rotary(x.sliced(0, $0.offset..<$0.offset + 1), offset: $0.element) })
     }
 
     private func split(_ x: Tensor) -> Tensor {
@@ -141,15 +175,18 @@ public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating, 
     }
 }
 
-/// A core's state and how many tokens it has seen (rotary positions need it).
+/// A core's state, and where each sequence of the batch stands.
 public struct AttentionState<CoreState: StreamingState>: StreamingState {
     public var core: CoreState
-    public var position = 0
+    /// The position of each sequence's next token, which is the one after its last real token; for rotary positions.
+    public var positions: [Int]
 
-    public var tensors: [String: Tensor] { core.tensors.merging(["position": Tensor(position)]) { kept, _ in kept } }
+    public var tensors: [String: Tensor] { core.tensors.merging(["positions": Tensor(positions)]) { kept, _ in kept } }
 }
 
 extension Attention: StreamingMixer where Core: StreamingCore {
+    public var canStream: Bool { core.canStream }
+
     public func initialState(batch: Int) -> AttentionState<Core.State> {
         let weight = value.weight.value
         let headDim = weight.size(0) / heads
@@ -157,20 +194,38 @@ extension Attention: StreamingMixer where Core: StreamingCore {
             core: core.initialState(
                 CoreShape(
                     batch: batch, heads: heads, headDim: headDim, valueDim: headDim, dtype: weight.dtype,
-                    device: weight.device)))
+                    device: weight.device)), positions: Array(repeating: 0, count: batch))
     }
 
     public func prefill(_ x: Tensor, paddingMask: Tensor?, state: inout AttentionState<Core.State>) -> Tensor {
-        let (q, k, v) = projected(x, offset: state.position)
-        state.position += x.size(1)
+        check(x, paddingMask)
+        checkBatch(x, state)
+        let (q, k, v) = projected(x, from: state.positions)
+        let lengths = paddingMask.map(realLengths) ?? state.positions.map { _ in x.size(1) }
+        state.positions = zip(state.positions, lengths).map { $0 + $1 }
         return merged(core.prefill(q, k, v, paddingMask: paddingMask, state: &state.core))
     }
 
     public func step(_ x: Tensor, state: inout AttentionState<Core.State>) -> Tensor {
-        torchPrecondition(x.rank == 2, in: "Attention.step", "expected one token [batch, modelDim]; got \(x.shape)")
-        let (q, k, v) = projected(x.unsqueezed(1), offset: state.position)
-        state.position += 1
+        torchPrecondition(
+            x.rank == 2 && x.size(1) == query.inputs, in: "\(type(of: self)).step",
+            "expected one token of each sequence [batch, \(query.inputs)]; got \(x.shape)")
+        checkBatch(x, state)
+        let (q, k, v) = projected(x.unsqueezed(1), from: state.positions)
+        state.positions = state.positions.map { $0 + 1 }
         let y = core.step(q.squeezed(2), k.squeezed(2), v.squeezed(2), state: &state.core)
         return output(y.flattened(1, 2))
     }
+
+    private func checkBatch(_ x: Tensor, _ state: AttentionState<Core.State>) {
+        torchPrecondition(
+            x.size(0) == state.positions.count, in: "\(type(of: self))",
+            "the state is of \(state.positions.count) sequences; got x \(x.shape)")
+    }
+}
+
+/// The length of each sequence of a mask `[batch, length]` up to its last real token; 0 where there is none.
+func realLengths(_ paddingMask: Tensor) -> [Int] {
+    let places = Tensor.arange(1..<paddingMask.size(1) + 1, device: paddingMask.device)
+    return (paddingMask.to(.int64) * places).maximum(1).scalars(as: Int64.self).map(Int.init)
 }

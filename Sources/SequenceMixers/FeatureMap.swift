@@ -29,6 +29,18 @@ public enum FeatureMapKind: String, NamedChoice {
         }
     }
 
+    /// F for so many columns of Ω.
+    func features(columns: Int) -> Int {
+        switch self {
+        case .favor, .rff: 2 * columns
+        case .smoothedRff: 2 * columns + 1
+        default: columns
+        }
+    }
+
+    /// The Fourier features of the authors' package are plain Gaussian.
+    var isOrthogonalByDefault: Bool { self != .rff && self != .smoothedRff }
+
     /// Columns of Ω for F features.
     func columns(features: Int) -> Int {
         switch self {
@@ -66,7 +78,9 @@ public final class FeatureMap: Module {
         super.init()
     }
 
-    public func callAsFunction(_ x: Tensor) -> Tensor {
+    /// - Parameter paddingMask: `[batch, length]` for x `[batch, heads, length, headDim]`, true for a real token: what is padded
+    ///   has no part in the maximum that `stabilizes` takes.
+    public func callAsFunction(_ x: Tensor, paddingMask: Tensor? = nil) -> Tensor {
         switch kind {
         case .eluPlusOne: return x.elu() + 1
         case .relu: return x.relu()
@@ -78,7 +92,7 @@ public final class FeatureMap: Module {
             let features = 2 * u.size(-1)
             let squares = scaled.square().sum(-1, keepDim: true)
             var offset = squares * 0.5 + 0.5 * log(Double(features))
-            if stabilizes { offset += squares.maximum(-2, keepDim: true) }
+            if stabilizes { offset += maskedKeys(squares, paddingMask).maximum(-2, keepDim: true) }
             return concatenate([(u - offset).exp(), (-u - offset).exp()], dim: -1)
         case .rff: return fourier(x)
         case .smoothedRff:
@@ -94,6 +108,7 @@ public final class FeatureMap: Module {
 
     private func projected(_ x: Tensor, standard: Double? = nil) -> (scaled: Tensor, u: Tensor) {
         guard let omega = omega?.value else { return (x, x) }
+        let x = x.to(x.dtype.accumulator)  // exponents need their digits
         let temperature = temperature ?? standard ?? 1 / Double(x.size(-1)).squareRoot()
         let scaled = temperature == 1 ? x : x * temperature.squareRoot()
         return (scaled, matmul(scaled, omega.to(x.dtype)))

@@ -25,25 +25,36 @@ public final class LinearCore: Module, StreamingCore {
 
     public func callAsFunction(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?) -> Tensor {
         check(q, k, v, paddingMask)
-        let (phiQ, phiK) = (featureMap(q), maskedKeys(featureMap(k), paddingMask))
-        guard isCausal else { return Self.bidirectional(phiQ, phiK, v, z: phiK, epsilon: epsilon) }
+        let (phiQ, phiK) = features(q, k, paddingMask)
+        guard isCausal else { return Self.bidirectional(phiQ, phiK, v, epsilon: epsilon) }
         let (fitK, fitV) = fitted(phiK, v, to: q.size(2))
         return causalLinearAttention(phiQ, fitK, fitV, epsilon: epsilon).out
     }
 
     public func reference(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?) -> Tensor {
         check(q, k, v, paddingMask)
-        let phiK = maskedKeys(featureMap(k), paddingMask)
-        var weights = matmul(featureMap(q), phiK.transposed())  // [batch, heads, n, m]
+        let (phiQ, phiK) = features(q, k, paddingMask)
+        var weights = matmul(phiQ, phiK.transposed())  // [batch, heads, n, m]
         if isCausal { weights = weights.lowerTriangle() }
-        return matmul(weights, v) / (weights.sum(-1, keepDim: true) + epsilon)
+        return (matmul(weights, v.to(weights.dtype)) / (weights.sum(-1, keepDim: true) + epsilon)).to(v.dtype)
     }
 
-    /// Q Σ K_j v_jᵀ / (Q Σ z_j + ε), where z may differ from K by weights.
-    static func bidirectional(_ q: Tensor, _ k: Tensor, _ v: Tensor, z: Tensor, epsilon: Double) -> Tensor {
-        let products = matmul(k.transposed(), v)  // [batch, heads, features, valueDim]
-        let normalizer = matmul(q, z.sum(2).unsqueezed(3)) + epsilon  // [batch, heads, n, 1]
-        return matmul(q, products) / normalizer
+    /// φ(q), and φ(k) with the padded keys taken out. A mask as long as the queries is taken for theirs, too.
+    private func features(_ q: Tensor, _ k: Tensor, _ paddingMask: Tensor?) -> (q: Tensor, k: Tensor) {
+        let ofQueries = q.size(2) == k.size(2) ? paddingMask : nil
+        return (
+            featureMap(q, paddingMask: ofQueries), maskedKeys(featureMap(k, paddingMask: paddingMask), paddingMask)
+        )
+    }
+
+    /// Q Σ K_j v_jᵀ / (Q Σ K_j + ε)
+    static func bidirectional(_ q: Tensor, _ k: Tensor, _ v: Tensor, epsilon: Double) -> Tensor {
+        // Sums over the sequence leave the range of half precision.
+        let sums = v.dtype.accumulator
+        let (q, k) = (q.to(sums), k.to(sums))
+        let products = matmul(k.transposed(), v.to(sums))  // [batch, heads, features, valueDim]
+        let normalizer = matmul(q, k.sum(2).unsqueezed(3)) + epsilon  // [batch, heads, n, 1]
+        return (matmul(q, products) / normalizer).to(v.dtype)
     }
 
     /// Causal attention to more, or fewer, keys than queries: cut, or filled up with keys that count for nothing.
@@ -75,7 +86,7 @@ public final class LinearCore: Module, StreamingCore {
         let (phiQ, phiK) = (featureMap(q.unsqueezed(2)).squeezed(2), featureMap(k.unsqueezed(2)).squeezed(2))
         state.carried.s += phiK.unsqueezed(3) * v.unsqueezed(2)
         state.carried.z += phiK
-        return state.read(phiQ, epsilon: epsilon)
+        return state.read(phiQ, epsilon: epsilon).to(v.dtype)
     }
 }
 
@@ -85,14 +96,18 @@ func maskedKeys(_ k: Tensor, _ paddingMask: Tensor?) -> Tensor {
     return k.masked(where: (.!paddingMask).unsqueezed(1).unsqueezed(3), with: 0)
 }
 
+extension DType {
+    /// What sums over a sequence are kept in: they leave the range of half precision.
+    var accumulator: DType { self == .float64 ? .float64 : .float32 }
+}
+
 /// What linear and momentum attention remember: s, z, and the momentum p. Its size does not depend on the length.
 public struct LinearState: StreamingState {
     var carried: CausalLinearState
 
     init(_ shape: CoreShape, features: Int, hasMomentum: Bool) {
         let matrix = [shape.batch, shape.heads, features, shape.valueDim]
-        // Sums over the sequence leave the range of half precision.
-        let dtype: DType = shape.dtype == .float64 ? .float64 : .float32
+        let dtype = shape.dtype.accumulator
         carried = CausalLinearState(
             s: .zeros(matrix, dtype: dtype, device: shape.device),
             p: hasMomentum ? .zeros(matrix, dtype: dtype, device: shape.device) : nil,
@@ -120,10 +135,14 @@ public struct LinearOptions: MixerOptions {
     public var featureMap: FeatureMapKind = .eluPlusOne
     /// Number of random features F; left out, twice the head's width (and one more for `smoothed-rff`).
     public var features: Int?
+    /// Of random features: inputs are multiplied by its root; left out, 1/√D (1 for `generalized-relu`).
     public var temperature: Double?
-    public var orthogonal = true
+    /// Of random features: whether they are drawn orthogonal; left out, they are, but for the plain Gaussian Fourier ones.
+    public var orthogonal: Bool?
+    /// Of `favor`, not causal: subtracts the largest |x|² of the sequence.
     public var stabilize = false
-    public var smoothing = 1.0
+    /// Of `smoothed-rff`: the value of the constant feature; left out, 1.
+    public var smoothing: Double?
     public var epsilon = 1e-6
 
     public init() {}
@@ -133,9 +152,9 @@ public struct LinearOptions: MixerOptions {
         featureMap = try container.decodeIfPresent(FeatureMapKind.self, forKey: .featureMap) ?? featureMap
         features = try container.decodeIfPresent(Int.self, forKey: .features)
         temperature = try container.decodeIfPresent(Double.self, forKey: .temperature)
-        orthogonal = try container.decodeIfPresent(Bool.self, forKey: .orthogonal) ?? orthogonal
+        orthogonal = try container.decodeIfPresent(Bool.self, forKey: .orthogonal)
         stabilize = try container.decodeIfPresent(Bool.self, forKey: .stabilize) ?? stabilize
-        smoothing = try container.decodeIfPresent(Double.self, forKey: .smoothing) ?? smoothing
+        smoothing = try container.decodeIfPresent(Double.self, forKey: .smoothing)
         epsilon = try container.decodeIfPresent(Double.self, forKey: .epsilon) ?? epsilon
     }
 
@@ -145,35 +164,50 @@ public struct LinearOptions: MixerOptions {
     }
 
     private func buildFeatureMap(_ context: MixerContext) throws -> FeatureMap {
-        guard epsilon >= 0 else { throw ConfigurationError("linear: epsilon must not be negative, is \(epsilon)") }
-        if let temperature, !(temperature > 0) {
+        guard epsilon >= 0, epsilon.isFinite else {
+            throw ConfigurationError("linear: epsilon must be finite and not negative, is \(epsilon)")
+        }
+        if let temperature, !(temperature > 0 && temperature.isFinite) {
             throw ConfigurationError("linear: temperature must be above 0, not \(temperature)")
         }
-        guard featureMap.isRandom else {
-            if features != nil {
-                throw ConfigurationError("linear: featureMap '\(featureMap.rawValue)' takes no features")
-            }
-            return FeatureMap(featureMap)
+        if let smoothing, !smoothing.isFinite {
+            throw ConfigurationError("linear: smoothing must be a finite number, not \(smoothing)")
         }
+        try refuseIgnored()
+        guard featureMap.isRandom else { return FeatureMap(featureMap) }
         if stabilize && context.isCausal {
             throw ConfigurationError(
                 "linear: stabilize takes a maximum over the whole sequence, so causal attention cannot have it")
         }
-        if stabilize && featureMap != .favor {
-            throw ConfigurationError("linear: stabilize belongs to featureMap favor")
-        }
         let count = features ?? 2 * context.headDim + (featureMap == .smoothedRff ? 1 : 0)
-        let odd = featureMap == .smoothedRff
-        guard count > (odd ? 2 : 1), featureMap == .generalizedRelu || count.isMultiple(of: 2) != odd else {
+        let columns = featureMap.columns(features: count)
+        guard columns > 0, featureMap.features(columns: columns) == count else {
+            let parity = [.favor: "even and ", .rff: "even and ", .smoothedRff: "odd and "][featureMap] ?? ""
             throw ConfigurationError(
-                "linear: features must be \(odd ? "odd" : "even") and positive for '\(featureMap.rawValue)', not \(count)"
-            )
+                "linear: features must be \(parity)positive for '\(featureMap.rawValue)', not \(count)")
         }
         let omega = FeatureMap.drawOmega(
-            headDim: context.headDim, columns: featureMap.columns(features: count), orthogonal: orthogonal,
-            using: context.generator)
+            headDim: context.headDim, columns: columns,
+            orthogonal: orthogonal ?? featureMap.isOrthogonalByDefault, using: context.generator)
         return FeatureMap(
-            featureMap, omega: omega, temperature: temperature, stabilizes: stabilize, smoothing: smoothing)
+            featureMap, omega: omega, temperature: temperature, stabilizes: stabilize, smoothing: smoothing ?? 1)
+    }
+
+    /// An option that the feature map has no use for is a mistake.
+    private func refuseIgnored() throws {
+        let ofRandom = [
+            ("features", features != nil), ("temperature", temperature != nil), ("orthogonal", orthogonal != nil),
+        ]
+        for (name, isGiven) in ofRandom where isGiven && !featureMap.isRandom {
+            throw ConfigurationError("linear: featureMap '\(featureMap.rawValue)' takes no \(name)")
+        }
+        if stabilize && featureMap != .favor {
+            throw ConfigurationError("linear: stabilize belongs to featureMap favor, not '\(featureMap.rawValue)'")
+        }
+        if smoothing != nil && featureMap != .smoothedRff {
+            throw ConfigurationError(
+                "linear: smoothing belongs to featureMap smoothed-rff, not '\(featureMap.rawValue)'")
+        }
     }
 
     public static let catalogueEntry = CatalogueEntry(
@@ -205,7 +239,7 @@ public struct LinearOptions: MixerOptions {
         }
         guard kind.isRandom else { return FeatureMap(kind) }
         let omega = try golden.tensor("omega")
-        if let features = try settings.optionalInt("features"), kind.columns(features: features) != omega.size(1) {
+        if let features = try settings.optionalInt("features"), kind.features(columns: omega.size(1)) != features {
             throw ConfigurationError("\(features) features of '\(name)' do not fit omega of shape \(omega.shape)")
         }
         _ = try settings.optionalBool("orthogonal")

@@ -74,11 +74,13 @@ public final class MomentumCore: Module, StreamingCore {
             // w_j K_j v_jᵀ = K_j (w_j v_j)ᵀ: the weights go into the values, and linear attention does the rest.
             let weighted = v * finalWeights(k, paddingMask)
             if isCausal { return causalLinearAttention(phiQ, phiK, weighted, epsilon: epsilon).out }
-            if isNormalized { return LinearCore.bidirectional(phiQ, phiK, weighted, z: phiK, epsilon: epsilon) }
-            return matmul(phiQ, matmul(phiK.transposed(), weighted)) / lengths(k, paddingMask).sqrt()
+            if isNormalized { return LinearCore.bidirectional(phiQ, phiK, weighted, epsilon: epsilon) }
+            let sums = v.dtype.accumulator
+            let products = matmul(phiK.to(sums).transposed(), weighted.to(sums))
+            return (matmul(phiQ.to(sums), products) / lengths(k, paddingMask).sqrt()).to(v.dtype)
         case .adaptive:
             var state = AdaptiveState(stateShape(k, v), features: phiK.size(3))
-            return adaptive(phiQ, phiK, v, &state)
+            return adaptive(phiQ, phiK, v, paddingMask, &state)
         }
     }
 
@@ -98,7 +100,7 @@ public final class MomentumCore: Module, StreamingCore {
             let numerator = matmul(visible, v * finalWeights(k, paddingMask))
             if !isNormalized { return numerator / lengths(k, paddingMask).sqrt() }
             return numerator / (visible.sum(-1, keepDim: true) + epsilon)
-        case .adaptive: return adaptiveReference(phiQ, phiK, v)
+        case .adaptive: return adaptiveReference(phiQ, phiK, v, paddingMask)
         }
     }
 
@@ -125,12 +127,14 @@ public final class MomentumCore: Module, StreamingCore {
     /// The number of keys that the unnormalized form divides by: `[batch or 1, 1, 1, 1]`
     private func lengths(_ k: Tensor, _ paddingMask: Tensor?) -> Tensor {
         guard let mask = paddingMask, weightLength == .real else {
-            return .full([1, 1, 1, 1], Double(k.size(2)), dtype: k.dtype, device: k.device)
+            return .full([1, 1, 1, 1], Double(k.size(2)), dtype: k.dtype.accumulator, device: k.device)
         }
-        return mask.to(k.dtype).sum(1).clamped(min: 1).reshaped(-1, 1, 1, 1)
+        return mask.to(k.dtype.accumulator).sum(1).clamped(min: 1).reshaped(-1, 1, 1, 1)
     }
 
     // MARK: Streaming
+
+    public var canStream: Bool { isCausal && weights != .final }
 
     public func initialState(_ shape: CoreShape) -> MomentumState {
         weights == .adaptive
@@ -143,22 +147,54 @@ public final class MomentumCore: Module, StreamingCore {
     {
         check(q, k, v, paddingMask)
         checkStreams()
-        torchPrecondition(
-            paddingMask == nil, in: "MomentumCore.prefill",
-            "momentum decays with every token: give sequences of one length, without padding")
-        let (phiQ, phiK) = (featureMap(q), featureMap(k))
+        let (phiQ, phiK) = (featureMap(q), maskedKeys(featureMap(k), paddingMask))
         switch state {
         case .heavyBall(var linear):
-            let (out, final) = causalLinearAttention(
-                phiQ, phiK, v, momentum: momentum, stepSize: stepSize, epsilon: epsilon, initial: linear.carried)
-            linear.carried = CausalLinearState(s: final.s, p: final.p ?? linear.carried.p, z: final.z)
+            let out =
+                paddingMask.map { heavyBall(phiQ, phiK, v, lengths: realLengths($0), &linear.carried) }
+                ?? heavyBall(phiQ, phiK, v, &linear.carried)
             state = .heavyBall(linear)
             return out
         case .adaptive(var adaptiveState):
-            let out = adaptive(phiQ, phiK, v, &adaptiveState)
+            let out = adaptive(phiQ, phiK, v, paddingMask, &adaptiveState)
             state = .adaptive(adaptiveState)
             return out
         }
+    }
+
+    private func heavyBall(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ carried: inout CausalLinearState) -> Tensor {
+        let (out, final) = causalLinearAttention(
+            q, k, v, momentum: momentum, stepSize: stepSize, epsilon: epsilon, initial: carried)
+        carried = CausalLinearState(s: final.s, p: final.p ?? carried.p, z: final.z)
+        return out
+    }
+
+    /// Momentum decays with every token, also with one whose key is masked, so each sequence must stop at its own last real
+    /// token: those of one length go together. What is after it in the output is 0.
+    private func heavyBall(
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, lengths: [Int], _ carried: inout CausalLinearState
+    ) -> Tensor {
+        let length = q.size(2)
+        if lengths.allSatisfy({ $0 == length }) { return heavyBall(q, k, v, &carried) }
+        let groups = Dictionary(grouping: lengths.indices) { lengths[$0] }.sorted { $0.key < $1.key }
+        var (outputs, states): ([Tensor], [CausalLinearState]) = ([], [])
+        for (end, members) in groups {
+            let rows = Tensor(members)
+            var state = CausalLinearState(
+                s: carried.s.indexed(0, rows), p: carried.p?.indexed(0, rows), z: carried.z.indexed(0, rows))
+            let part = { (x: Tensor) in x.indexed(0, rows).sliced(2, 0..<end) }
+            let out = end == 0 ? part(v) : heavyBall(part(q), part(k), part(v), &state)
+            outputs.append(out.padded(2, after: length - end))
+            states.append(state)
+        }
+        let order = groups.flatMap(\.value)
+        let back = Tensor(order.indices.sorted { order[$0] < order[$1] })
+        let momenta = states.compactMap(\.p)
+        carried = CausalLinearState(
+            s: concatenate(states.map(\.s)).indexed(0, back),
+            p: momenta.isEmpty ? nil : concatenate(momenta).indexed(0, back),
+            z: concatenate(states.map(\.z)).indexed(0, back))
+        return concatenate(outputs).indexed(0, back)
     }
 
     public func step(_ q: Tensor, _ k: Tensor, _ v: Tensor, state: inout MomentumState) -> Tensor {
@@ -180,8 +216,10 @@ public final class MomentumCore: Module, StreamingCore {
 
     private func checkStreams() {
         torchPrecondition(
-            isCausal && weights != .final, in: "MomentumCore",
-            "weights 'final' count from the end of the sequence, so they cannot stream; use 'heavy-ball'")
+            canStream, in: "MomentumCore",
+            isCausal
+                ? "weights 'final' count from the end of the sequence, so they cannot stream; use 'heavy-ball'"
+                : "bidirectional attention cannot stream")
     }
 
     func stateShape(_ k: Tensor, _ v: Tensor) -> CoreShape {
@@ -208,18 +246,23 @@ public enum MomentumState: StreamingState {
 
 /// Options of `momentum` in a recipe.
 public struct MomentumOptions: MixerOptions {
-    public var momentum = 0.9
+    /// β, but with weights `adaptive`; left out, 0.9.
+    public var momentum: Double?
+    /// γ
     public var stepSize = 0.5
     /// Left out: `heavy-ball` when causal, `final` when bidirectional.
     public var weights: MomentumWeights?
     public var normalized = true
-    public var weightLength: MomentumLength = .real
-    public var epsilon = 1e-6
-    public var maximumMomentum = 0.9999
+    /// With weights `final`; left out, `real`.
+    public var weightLength: MomentumLength?
+    /// In the denominator, so not without one; left out, 1e-6.
+    public var epsilon: Double?
+    /// With weights `adaptive`; left out, 0.9999.
+    public var maximumMomentum: Double?
 
     public init() {}
 
-    public init(momentum: Double, stepSize: Double, weights: MomentumWeights? = nil) {
+    public init(momentum: Double?, stepSize: Double, weights: MomentumWeights? = nil) {
         self.momentum = momentum
         self.stepSize = stepSize
         self.weights = weights
@@ -227,24 +270,18 @@ public struct MomentumOptions: MixerOptions {
 
     public init(from decoder: any Decoder) throws {
         let container = try decoder.container(keyedBy: CodingKeys.self)
-        momentum = try container.decodeIfPresent(Double.self, forKey: .momentum) ?? momentum
+        momentum = try container.decodeIfPresent(Double.self, forKey: .momentum)
         stepSize = try container.decodeIfPresent(Double.self, forKey: .stepSize) ?? stepSize
         weights = try container.decodeIfPresent(MomentumWeights.self, forKey: .weights)
         normalized = try container.decodeIfPresent(Bool.self, forKey: .normalized) ?? normalized
-        weightLength = try container.decodeIfPresent(MomentumLength.self, forKey: .weightLength) ?? weightLength
-        epsilon = try container.decodeIfPresent(Double.self, forKey: .epsilon) ?? epsilon
-        maximumMomentum = try container.decodeIfPresent(Double.self, forKey: .maximumMomentum) ?? maximumMomentum
+        weightLength = try container.decodeIfPresent(MomentumLength.self, forKey: .weightLength)
+        epsilon = try container.decodeIfPresent(Double.self, forKey: .epsilon)
+        maximumMomentum = try container.decodeIfPresent(Double.self, forKey: .maximumMomentum)
     }
 
     public func build(_ context: MixerContext) throws -> any SequenceMixer {
-        guard (0..<1).contains(momentum) else {
-            throw ConfigurationError("momentum: momentum must be at least 0 and below 1, not \(momentum)")
-        }
-        guard stepSize > 0 else { throw ConfigurationError("momentum: stepSize must be above 0, not \(stepSize)") }
-        guard (0..<1).contains(maximumMomentum) else {
-            throw ConfigurationError("momentum: maximumMomentum must be at least 0 and below 1, not \(maximumMomentum)")
-        }
         let weights = weights ?? (context.isCausal ? .heavyBall : .final)
+        try refuseOutOfRange()
         if !context.isCausal && weights != .final {
             throw ConfigurationError(
                 "momentum: weights '\(weights.rawValue)' is causal; a bidirectional model needs 'final'")
@@ -252,11 +289,39 @@ public struct MomentumOptions: MixerOptions {
         if context.isCausal && !normalized {
             throw ConfigurationError("momentum: normalized: false is a bidirectional form; a causal model needs true")
         }
+        try refuseIgnored(weights)
         let core = MomentumCore(
-            isCausal: context.isCausal, momentum: momentum, stepSize: stepSize, weights: weights,
-            isNormalized: normalized,
-            weightLength: weightLength, epsilon: epsilon, maximumMomentum: maximumMomentum)
+            isCausal: context.isCausal, momentum: weights == .adaptive ? 0 : momentum ?? 0.9, stepSize: stepSize,
+            weights: weights, isNormalized: normalized, weightLength: weightLength ?? .real, epsilon: epsilon ?? 1e-6,
+            maximumMomentum: maximumMomentum ?? 0.9999)
         return Attention(core, modelDim: context.modelDim, heads: context.heads, using: context.generator)
+    }
+
+    private func refuseOutOfRange() throws {
+        for (name, value) in [("momentum", momentum), ("maximumMomentum", maximumMomentum)] {
+            if let value, !(0..<1).contains(value) {
+                throw ConfigurationError("momentum: \(name) must be at least 0 and below 1, not \(value)")
+            }
+        }
+        guard stepSize > 0, stepSize.isFinite else {
+            throw ConfigurationError("momentum: stepSize must be above 0, not \(stepSize)")
+        }
+        if let epsilon, !(epsilon >= 0 && epsilon.isFinite) {
+            throw ConfigurationError("momentum: epsilon must be finite and not negative, is \(epsilon)")
+        }
+    }
+
+    /// An option that the weights have no use for is a mistake.
+    private func refuseIgnored(_ weights: MomentumWeights) throws {
+        let ignored: [(name: String, isIgnored: Bool, by: String)] = [
+            ("momentum", momentum != nil && weights == .adaptive, "weights 'adaptive' find their own"),
+            ("maximumMomentum", maximumMomentum != nil && weights != .adaptive, "it belongs to weights 'adaptive'"),
+            ("weightLength", weightLength != nil && weights != .final, "it belongs to weights 'final'"),
+            ("epsilon", epsilon != nil && !normalized, "without normalized there is no denominator"),
+        ]
+        if let option = ignored.first(where: \.isIgnored) {
+            throw ConfigurationError("momentum: \(option.name) would be ignored: \(option.by)")
+        }
     }
 
     public static let catalogueEntry = CatalogueEntry(

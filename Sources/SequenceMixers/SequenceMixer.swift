@@ -26,10 +26,16 @@ extension SequenceMixer {
 public protocol StreamingMixer: SequenceMixer {
     associatedtype State: StreamingState
 
+    /// Whether it can carry a state as it was built; without, the functions below trap.
+    var canStream: Bool { get }
+
     /// The state before the first token.
     func initialState(batch: Int) -> State
 
-    /// Takes up `[batch, length, modelDim]` in parallel and returns the outputs there. Padded tokens leave the state alone.
+    /// Takes up `[batch, length, modelDim]` in parallel and returns the outputs there.
+    ///
+    /// What is padded after a sequence's last real token leaves its state alone, so that sequences of different lengths go
+    /// on from here, each as it would by itself.
     func prefill(_ x: Tensor, paddingMask: Tensor?, state: inout State) -> Tensor
 
     /// Takes up one token: `[batch, modelDim]` to the same shape.
@@ -43,6 +49,8 @@ public protocol StreamingState {
 }
 
 extension StreamingMixer {
+    public var canStream: Bool { isCausal }
+
     /// ``initialState(batch:)`` for callers that do not know which mixer they hold.
     public func anyInitialState(batch: Int) -> any StreamingState { initialState(batch: batch) }
 

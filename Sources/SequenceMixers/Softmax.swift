@@ -123,7 +123,9 @@ public struct SoftmaxOptions: MixerOptions {
     public init(scale: Double) { self.scale = scale }
 
     public func build(_ context: MixerContext) throws -> any SequenceMixer {
-        if let scale, !(scale > 0) { throw ConfigurationError("softmax: scale must be above 0, not \(scale)") }
+        if let scale, !(scale > 0 && scale.isFinite) {
+            throw ConfigurationError("softmax: scale must be above 0, not \(scale)")
+        }
         return Attention(
             SoftmaxCore(isCausal: context.isCausal, scale: scale), modelDim: context.modelDim, heads: context.heads,
             rotary: try context.rotaryEmbedding(), using: context.generator)

@@ -75,11 +75,11 @@ public struct ModelConfiguration: Codable, Sendable {
 
     /// - Throws: `ConfigurationError` naming the first value that is out of range.
     public func validate() throws {
-        // Far above every machine, and low enough that products of sizes stay numbers.
-        try require(layers, upTo: 10_000, "layers")
-        try require(modelDim, upTo: 1 << 24, "modelDim")
-        try require(heads, upTo: modelDim, "heads")
-        try require(resolvedFeedForwardDim, upTo: 1 << 28, "feedForwardDim")
+        // Beyond these, sizes computed from them would leave the range of Int, and no machine could hold the model.
+        try require(layers, in: 1...100_000, "layers")
+        try require(modelDim, in: 1...1_000_000, "modelDim")
+        try require(heads, in: 1...1_000_000, "heads")
+        try require(resolvedFeedForwardDim, in: 1...10_000_000, "feedForwardDim")
         guard modelDim.isMultiple(of: heads) else {
             throw ConfigurationError("modelDim \(modelDim) is not a multiple of heads \(heads)")
         }
@@ -99,9 +99,13 @@ public struct ModelConfiguration: Codable, Sendable {
         try residual.validate()
     }
 
-    private func require(_ value: Int, upTo most: Int, _ name: String) throws {
-        guard value >= 1 else { throw ConfigurationError("\(name) must be at least 1, not \(value)") }
-        guard value <= most else { throw ConfigurationError("\(name) must be at most \(most), not \(value)") }
+    private func require(_ value: Int, in range: ClosedRange<Int>, _ name: String) throws {
+        if value < range.lowerBound {
+            throw ConfigurationError("\(name) must be at least \(range.lowerBound), not \(value)")
+        }
+        if value > range.upperBound {
+            throw ConfigurationError("\(name) must be at most \(range.upperBound), not \(value)")
+        }
     }
 
     /// The same settings for one layer's mixer.

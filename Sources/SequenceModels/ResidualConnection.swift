@@ -56,7 +56,7 @@ public struct ResidualConfiguration: Codable, Sendable {
         if let momentum, !(0..<1).contains(momentum) {
             throw ConfigurationError("residual: momentum must be at least 0 and below 1, not \(momentum)")
         }
-        if let stepSize, !(stepSize > 0) {
+        if let stepSize, !(stepSize > 0 && stepSize.isFinite) {
             throw ConfigurationError("residual: stepSize must be above 0, not \(stepSize)")
         }
         if let delta, !(delta > 0 && delta < 1) {

@@ -39,9 +39,10 @@ public final class SequenceEncoder: Module {
     /// - Throws: `ConfigurationError` when a block's mixer cannot stream.
     public func initialState(batch: Int) throws -> [any StreamingState] {
         try blocks.enumerated().map { index, block in
-            guard let mixer = block.mixer as? any StreamingMixer, mixer.isCausal else {
+            guard let mixer = block.mixer as? any StreamingMixer, mixer.canStream else {
                 throw ConfigurationError(
-                    "the mixer of block \(index), a \(type(of: block.mixer)), cannot go token by token")
+                    "the mixer of block \(index), a \(type(of: block.mixer)), cannot go token by token as it was configured"
+                )
             }
             return mixer.anyInitialState(batch: batch)
         }
