@@ -71,6 +71,8 @@ extension StateTable {
         for index in loaded.indices {
             let name = loaded[index].name
             guard let step = Self.count(rest.removeValue(forKey: "\(name).step"), "\(name).step", &problems) else {
+                // One complaint about a parameter is enough.
+                for slot in slotNames { rest["\(name).\(slot)"] = nil }
                 continue
             }
             loaded[index].step = step
