@@ -82,6 +82,7 @@ let package = Package(
             of: "Training", ["Torch", "TorchNN", "TorchOptimizers", "SequenceMixers", "SequenceModels", "Datasets"],
             resources: [.copy("Resources")]),
         tests(of: "Benchmarking"),
+        .testTarget(name: "CommandTests", dependencies: ["subq"], swiftSettings: swiftSettings),
     ],
     cxxLanguageStandard: .cxx20
 )

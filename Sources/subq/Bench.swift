@@ -111,7 +111,9 @@ struct Bench: ParsableCommand {
     }
 
     struct Attention: ParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "A mechanism alone, on queries, keys and values.")
+        static let configuration = CommandConfiguration(
+            abstract: "A mechanism alone, on queries, keys and values.",
+            usage: "subq bench attention --mechanism <A[,B…]> [--length <N[,N…]>] [options]")
         @OptionGroup var options: Options
         @OptionGroup var pass: PassOptions
 
@@ -123,7 +125,9 @@ struct Bench: ParsableCommand {
     }
 
     struct Layer: ParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "A mixer with its projections.")
+        static let configuration = CommandConfiguration(
+            abstract: "A mixer with its projections.",
+            usage: "subq bench layer --mechanism <A[,B…]> [--length <N[,N…]>] [options]")
         @OptionGroup var options: Options
         @OptionGroup var pass: PassOptions
 
@@ -134,7 +138,8 @@ struct Bench: ParsableCommand {
 
     struct LM: ParsableCommand {
         static let configuration = CommandConfiguration(
-            commandName: "lm", abstract: "A training step of a byte language model.")
+            commandName: "lm", abstract: "A training step of a byte language model.",
+            usage: "subq bench lm --mechanism <A[,B…]> [--length <N[,N…]>] [options]")
         @OptionGroup var options: Options
         @Option(help: "Sequence lengths.")
         var length = "1024"
@@ -156,7 +161,8 @@ struct Bench: ParsableCommand {
 
     struct GenerateBench: ParsableCommand {
         static let configuration = CommandConfiguration(
-            commandName: "generate", abstract: "A language model making tokens one by one, after a context.")
+            commandName: "generate", abstract: "A language model making tokens one by one, after a context.",
+            usage: "subq bench generate --mechanism <A[,B…]> [--context <N[,N…]>] [options]")
         @OptionGroup var options: Options
         @Option(help: "Tokens that come before.")
         var context = "1000"

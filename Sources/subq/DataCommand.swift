@@ -10,10 +10,11 @@ struct DataCommand: ParsableCommand {
         static let configuration = CommandConfiguration(
             commandName: "listops",
             abstract:
-                "Long Range Arena's ListOps: basic_train.tsv, basic_val.tsv and basic_test.tsv, every answer proved twice."
+                "Long Range Arena's ListOps: basic_train.tsv, basic_val.tsv and basic_test.tsv, every answer proved twice.",
+            usage: "subq data listops --out <dir> [options]"
         )
 
-        @Option(help: "The folder to write to.")
+        @Option(help: ArgumentHelp("The folder to write to.", valueName: "dir"))
         var out: String
         @Option(parsing: .unconditional, help: "Expressions of the training split.")
         var train = 96_000

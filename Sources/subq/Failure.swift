@@ -33,7 +33,8 @@ enum Failure {
     static func exit(_ error: any Error) -> Never {
         switch error {
         case let error as ExitCode: Foundation.exit(error.rawValue)
-        case is CleanExit: exit(parsing: error)
+        // A request for help also comes as the error of a command that ArgumentParser makes of `--help`.
+        case _ where Subq.exitCode(for: error) == .success: exit(parsing: error)
         case is StandardOutput.ReaderGone: Foundation.exit(0)
         default:
             complain("\(error)")

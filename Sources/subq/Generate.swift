@@ -8,7 +8,8 @@ import Training
 
 struct Generate: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Continue a text with a trained model, as it is made, at constant cost a token.")
+        abstract: "Continue a text with a trained model, as it is made, at constant cost a token.",
+        usage: "subq generate <run-dir> [--prompt <text>] [--tokens <n>] [options]")
 
     @Argument(help: ArgumentHelp("The run directory.", valueName: "run-dir"))
     var folder: String

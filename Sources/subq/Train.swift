@@ -9,6 +9,7 @@ import Training
 struct Train: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Train a model from a recipe.",
+        usage: "subq train <recipe> [--set <key=value>] [--out <dir>] [--resume] [options]",
         discussion: "Ctrl-C saves a checkpoint and ends; --resume goes on from the last one.")
 
     @Argument(help: "The recipe, a YAML file.")
@@ -17,7 +18,7 @@ struct Train: ParsableCommand {
     @Option(help: ArgumentHelp("Change a setting of the recipe, as in --set model.layers=2.", valueName: "key=value"))
     var set: [String] = []
 
-    @Option(help: "The run directory; runs/NAME when left out.")
+    @Option(help: ArgumentHelp("The run directory; runs/NAME when left out.", valueName: "dir"))
     var out: String?
 
     @Flag(help: "Continue the run in the run directory from its last checkpoint; begin one if there is none.")
@@ -45,11 +46,11 @@ struct Train: ParsableCommand {
         }
 
         let output = StandardErrorOutput()
+        let trainer = try Trainer(experiment, in: run, resuming: resume, output: output)
         if resume && !run.isBegun { output.write("no run in \(folder.relativePath) yet: a new one begins\n") }
         output.write(
             "\(recipe.name): \(experiment.description.model.mixer.name), \(HumanFormat.count(experiment.model.module.parameterCount())) "
                 + "parameters, \(TorchRuntime.threadCount) threads\n")
-        let trainer = try Trainer(experiment, in: run, resuming: resume, output: output)
         let end = try trainer.train(interrupt: InterruptFlag())
         output.write("\(Self.words(for: end, trainer)); the run lies in \(folder.relativePath)\n")
         if case .interrupted(let signal) = end { throw ExitCode(128 + signal) }

@@ -20,7 +20,14 @@ public final class InterruptFlag: Sendable {
     init(signals: [Int32]) {
         self.signals = signals
         receivedNumber.pointee = 0
-        for number in signals { signal(number, note) }
+        // Signals that the starting process had blocked are blocked here too, and would never come.
+        var mask = sigset_t()
+        sigemptyset(&mask)
+        for number in signals {
+            signal(number, note)
+            sigaddset(&mask, number)
+        }
+        pthread_sigmask(SIG_UNBLOCK, &mask, nil)
     }
 
     deinit {

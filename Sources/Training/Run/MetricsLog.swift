@@ -79,14 +79,14 @@ public final class MetricsLog {
     /// - Throws: ``RunError`` with the number of the first line that is no record.
     public static func read(_ url: URL) throws -> [MetricsRecord] {
         guard let data = try? Data(contentsOf: url) else {
-            throw RunError.damaged(path: url.path, reason: "it cannot be read")
+            throw RunError.damaged(path: url.relativePath, reason: "it cannot be read")
         }
         let end = data.lastIndex(of: 0x0A) ?? data.startIndex
         let decoder = JSONDecoder()
         return try data[..<end].split(separator: 0x0A, omittingEmptySubsequences: false).enumerated().compactMap {
             guard data.startIndex < end else { return nil }
             guard let record = try? decoder.decode(MetricsRecord.self, from: $1) else {
-                throw RunError.damaged(path: url.path, reason: "line \($0 + 1) is no record of metrics")
+                throw RunError.damaged(path: url.relativePath, reason: "line \($0 + 1) is no record of metrics")
             }
             return record
         }

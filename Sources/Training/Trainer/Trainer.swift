@@ -72,7 +72,6 @@ public final class Trainer {
             progress = try TrainingCheckpoint.load(checkpoint, into: experiment, optimizer)
             saved = progress
             try source.resume(at: progress.position)
-            reporter.message("resumed at step \(progress.step)")
         }
         metrics = try MetricsLog(at: run.metrics, resumingAfter: progress.step > 0 ? progress.step : nil)
         board = try TensorBoardWriter(folder: run.url, resumingAfter: progress.step > 0 ? progress.step : nil)
@@ -103,19 +102,31 @@ public final class Trainer {
     public func train(interrupt: InterruptFlag? = nil) throws -> TrainingEnd {
         // Whatever is said next, an error included, must not stand in the live line.
         defer { reporter.finish() }
+        if progress.step > 0 { reporter.message("resumed at step \(progress.step)") }
         experiment.model.module.train()
         while true {
             if let end = end ?? interrupt?.receivedSignal.map({ .interrupted(signal: $0) }) {
                 try finish(end)
                 return end
             }
-            try takeStep()
-            if isDue(recipe.training.logEvery) { try log() }
-            if isDue(recipe.training.evaluateEvery) { try evaluate() }
-            // The end has a checkpoint of its own. So each step has at most one, written after all its records, and a
-            // resumed run has no record twice.
-            if end == nil, isDue(recipe.training.checkpointEvery) { try save() }
+            try advance()
         }
+    }
+
+    /// One step, and what is due after it.
+    private func advance() throws {
+        try takeStep()
+        if isDue(recipe.training.logEvery) { try log() }
+        if isDue(recipe.training.evaluateEvery) { try evaluate() }
+        // The end has a checkpoint of its own. So each step has at most one, written after all its records, and a
+        // resumed run has no record twice.
+        if end == nil, isDue(recipe.training.checkpointEvery) { try save() }
+    }
+
+    /// So many steps without an end after them, as in a process that is killed then.
+    func trainSteps(_ count: Int) throws {
+        experiment.model.module.train()
+        for _ in 0..<count { try advance() }
     }
 
     /// Why training is over, if it is. Also true at once for a resumed run that was over.
