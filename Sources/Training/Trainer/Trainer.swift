@@ -21,13 +21,14 @@ public enum TrainingEnd: Equatable, Sendable {
 public struct DivergenceError: Error, Equatable, Sendable, CustomStringConvertible {
     public let step: Int
     public let loss: Double
-    /// The first parameter, in the model's order, whose value is not finite; if all are, whose gradient is not.
+    /// The first parameter, in the model's order, whose value is not finite; else one whose gradient is not; else, where
+    /// only sums overflow, that of the largest number.
     public let parameter: String?
 
     public var description: String {
-        let place =
-            parameter.map { "; the first parameter with a value or gradient that is not finite is '\($0)'" } ?? ""
-        return "training diverged at step \(step): the loss is \(loss)\(place). The last checkpoint is from before; "
+        let what = loss.isFinite ? "its gradients are too large for numbers" : "the loss is \(loss)"
+        let place = parameter.map { "; the parameter at fault is '\($0)'" } ?? ""
+        return "training diverged at step \(step): \(what)\(place). The last checkpoint is from before; "
             + "a lower learningRate, more warmupSteps or a lower clipNorm may help"
     }
 }
@@ -164,7 +165,7 @@ public final class Trainer {
         let limit = recipe.optimizer.clipNorm > 0 ? recipe.optimizer.clipNorm : .infinity
         let norm = clipGradientNorm(parameters, maximum: limit)
         guard loss.isFinite, norm.isFinite else { throw diverged(loss, at: progress.step + 1) }
-        optimizer.step()
+        try withTorchErrors { optimizer.step() }
         let seconds = (ContinuousClock.now - start).seconds
         progress.step += 1
         progress.tokens += tokens
@@ -180,6 +181,7 @@ public final class Trainer {
         let culprit =
             named.first { !$0.parameter.value.isAllFinite }
             ?? named.first { $0.parameter.grad.map { !$0.isAllFinite } ?? false }
+            ?? named.max { $0.parameter.largestMagnitude < $1.parameter.largestMagnitude }
         return DivergenceError(step: step, loss: loss, parameter: culprit?.name)
     }
 
@@ -266,6 +268,13 @@ public final class Trainer {
         }
         try save()
         try board.close()
+    }
+}
+
+extension Parameter {
+    /// In its value or gradient.
+    fileprivate var largestMagnitude: Double {
+        [value, grad].compactMap { $0?.detached().abs().maximum().item() }.max() ?? 0
     }
 }
 
