@@ -106,11 +106,11 @@ import TorchNN
         for (description, text) in [
             (
                 ModelDescription(kind: .languageModel, vocabulary: 0, maximumLength: 9, model: model),
-                "vocabulary 0 and maximumLength 9 must be above 0"
+                "vocabulary 0, classes 1 and maximumLength 9 must be above 0"
             ),
             (
                 ModelDescription(kind: .languageModel, vocabulary: 3, maximumLength: -1, model: model),
-                "vocabulary 3 and maximumLength -1 must be above 0"
+                "vocabulary 3, classes 1 and maximumLength -1 must be above 0"
             ),
             (
                 ModelDescription(kind: .classifier, vocabulary: 3, maximumLength: 9, model: model),
