@@ -35,7 +35,7 @@ enum Command {
         let names = ["input", "output", "errors"].map {
             FileManager.default.temporaryDirectory.appendingPathComponent("\(UUID().uuidString).\($0)")
         }
-        defer { names.forEach { try? FileManager.default.removeItem(at: $0) } }
+        defer { for name in names { try? FileManager.default.removeItem(at: name) } }
         try Data(input.utf8).write(to: names[0])
         for name in names[1...] { try Data().write(to: name) }
         process.standardInput = try FileHandle(forReadingFrom: names[0])
