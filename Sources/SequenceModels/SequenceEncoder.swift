@@ -41,7 +41,7 @@ public final class SequenceEncoder: Module {
         try blocks.enumerated().map { index, block in
             guard let mixer = block.mixer as? any StreamingMixer, mixer.canStream else {
                 throw ConfigurationError(
-                    "the mixer of block \(index), a \(type(of: block.mixer)), cannot go token by token as it was configured"
+                    "the mixer of block \(index), \(type(of: block.mixer)), cannot go token by token as it was configured"
                 )
             }
             return mixer.anyInitialState(batch: batch)

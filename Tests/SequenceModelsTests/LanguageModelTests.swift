@@ -115,7 +115,7 @@ import TorchNN
         let configuration = smallConfiguration(try MixerConfiguration("momentum", options))
         let model = try LanguageModel(configuration, vocabulary: 11, maximumLength: 9, using: RandomGenerator(seed: 3))
         let error = #expect(throws: ConfigurationError.self) { _ = try model.initialState() }
-        let text = "the mixer of block 0, a Attention<MomentumCore>, cannot go token by token as it was configured"
+        let text = "the mixer of block 0, Attention<MomentumCore>, cannot go token by token as it was configured"
         #expect(error?.description == text)
     }
 
