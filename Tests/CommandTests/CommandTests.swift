@@ -45,7 +45,7 @@ import Testing
     @Test(arguments: ["text.txt", "text/model.safetensors", "cut.safetensors"])
     func conformanceReportsABadFile(name: String) throws {
         try Workspace.withCopy { folder in
-            let script = "head -c 3000 text/model.safetensors > cut.safetensors; $subq conformance \(name)"
+            let script = "head -c 3000 text/model.safetensors > cut.safetensors; \"$subq\" conformance \(name)"
             let result = try Command.run(script: script, in: folder)
             #expect(result.code == 1 && result.errors == "")
             #expect(result.output.hasPrefix("FAILED  \(name)"))
@@ -59,11 +59,11 @@ import Testing
     ])
     func aClosedPipeEndsQuietly(arguments: String) throws {
         try Workspace.withCopy { folder in
-            let script = "$subq \(arguments) | true; test ${PIPESTATUS[0]} = 0"
+            let script = "\"$subq\" \(arguments) | true; test ${PIPESTATUS[0]} = 0"
             let result = try Command.run(script: script, in: folder)
             #expect(result.code == 0)
             #expect(!result.errors.contains("Fatal"))
-            #expect(try Command.run(script: "$subq list 2>&1 | head -n 1", in: folder).errors == "")
+            #expect(try Command.run(script: "\"$subq\" list 2>&1 | head -n 1", in: folder).errors == "")
         }
     }
 
@@ -71,7 +71,7 @@ import Testing
         @Test(arguments: ["list", "list --json", "generate text --tokens 20", "evaluate copy", "doctor"])
         func aFullStandardOutputIsTold(arguments: String) throws {
             try Workspace.withCopy { folder in
-                let result = try Command.run(script: "$subq \(arguments) > /dev/full", in: folder)
+                let result = try Command.run(script: "\"$subq\" \(arguments) > /dev/full", in: folder)
                 #expect(result.code == 74)
                 #expect(result.errors == "subq: cannot write 'standard output': the disk is full\n")
             }
@@ -90,12 +90,12 @@ import Testing
             let before = try names()
             let more = "train text.yaml --out text --resume --set training.steps=9"
             // In units of 512 or 1024 bytes; too few for a model.
-            let full = try Command.run(script: "ulimit -f 16; $subq \(more) 2> >(cat >&2)", in: folder)
+            let full = try Command.run(script: "ulimit -f 16; \"$subq\" \(more) 2> >(cat >&2)", in: folder)
             #expect(full.code == 74)
             #expect(full.errors.split(separator: "\n").last?.hasPrefix("subq: cannot write") == true, "\(full.errors)")
             #expect(try names() == before)
-            #expect(try Command.run(script: "$subq evaluate text", in: folder).code == 0)
-            let again = try Command.run(script: "$subq \(more)", in: folder)
+            #expect(try Command.run(script: "\"$subq\" evaluate text", in: folder).code == 0)
+            let again = try Command.run(script: "\"$subq\" \(more)", in: folder)
             #expect(again.code == 0 && again.errors.contains("resumed at step 4"))
         }
     }
@@ -104,7 +104,7 @@ import Testing
         try Workspace.withCopy { folder in
             let script =
                 "truncate -s 1000 text/checkpoint/step-00000004/model.safetensors; "
-                + "$subq train text.yaml --out text --resume"
+                + "\"$subq\" train text.yaml --out text --resume"
             let result = try Command.run(script: script, in: folder)
             #expect(result.code == 0)
             #expect(result.errors.contains("warning: passed over a checkpoint"))
@@ -115,9 +115,9 @@ import Testing
     @Test func twoTrainersInOneRunAreRefused() throws {
         try Workspace.withCopy { folder in
             let script = """
-                $subq train text.yaml --out new --set training.steps=100000000 2>/dev/null & first=$!
+                \"$subq\" train text.yaml --out new --set training.steps=100000000 2>/dev/null & first=$!
                 until [ -s new/metrics.jsonl ]; do kill -0 $first || exit 99; sleep 0.05; done
-                $subq train text.yaml --out new --set training.steps=100000000 --resume; code=$?
+                \"$subq\" train text.yaml --out new --set training.steps=100000000 --resume; code=$?
                 kill -INT $first; (sleep 20; kill -9 $first 2>/dev/null) & wait $first; echo "first $?" >&2; exit $code
                 """
             let result = try Command.run(script: script, in: folder)

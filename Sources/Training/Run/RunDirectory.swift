@@ -121,7 +121,7 @@ private final class RunLock: Sendable {
         descriptor = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o666)
         guard descriptor >= 0 else { throw FileWriteError(operation: "create", path: path, code: errno) }
         // Some network file systems know no locks; training there goes unguarded.
-        if flock(descriptor, LOCK_EX | LOCK_NB) != 0, errno == EWOULDBLOCK {
+        if !Self.takes(descriptor) {
             let text = (try? String(contentsOfFile: path, encoding: .utf8)) ?? ""
             close(descriptor)
             let process = Int(text.trimmingCharacters(in: .whitespacesAndNewlines))
@@ -133,4 +133,13 @@ private final class RunLock: Sendable {
     }
 
     deinit { close(descriptor) }
+
+    /// Waits a moment before giving up: a killed process holds its lock until the system has cleared it away.
+    private static func takes(_ descriptor: Int32) -> Bool {
+        for attempt in 0..<40 {
+            if attempt > 0 { usleep(50_000) }
+            if flock(descriptor, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK { return true }
+        }
+        return false
+    }
 }
