@@ -2,17 +2,6 @@
 // page-faulted in anew. This allocator keeps blocks of 64 KiB and more in lists by size class and hands them out again.
 #include "internal.hpp"
 
-#if defined(__clang__)
-#pragma clang diagnostic push
-#pragma clang diagnostic ignored "-Weverything"
-#endif
-#include <c10/core/Allocator.h>
-#include <c10/core/CPUAllocator.h>
-#include <c10/core/impl/alloc_cpu.h>
-#if defined(__clang__)
-#pragma clang diagnostic pop
-#endif
-
 #include <atomic>
 #include <map>
 #include <mutex>

@@ -1,16 +1,5 @@
 #include "internal.hpp"
 
-#if defined(__clang__)
-#pragma clang diagnostic push
-#pragma clang diagnostic ignored "-Weverything"
-#endif
-#include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/utils.h>
-#if defined(__clang__)
-#pragma clang diagnostic pop
-#endif
-
 using namespace ctorch;
 
 namespace {

@@ -1,17 +1,5 @@
 #include "internal.hpp"
 
-#if defined(__clang__)
-#pragma clang diagnostic push
-#pragma clang diagnostic ignored "-Weverything"
-#endif
-#include <ATen/Context.h>
-#include <ATen/Parallel.h>
-#include <ATen/Version.h>
-#include <torch/headeronly/version.h>
-#if defined(__clang__)
-#pragma clang diagnostic pop
-#endif
-
 using namespace ctorch;
 
 namespace {

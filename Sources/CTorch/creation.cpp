@@ -1,14 +1,5 @@
 #include "internal.hpp"
 
-#if defined(__clang__)
-#pragma clang diagnostic push
-#pragma clang diagnostic ignored "-Weverything"
-#endif
-#include <ATen/CPUGeneratorImpl.h>
-#if defined(__clang__)
-#pragma clang diagnostic pop
-#endif
-
 using namespace ctorch;
 
 extern "C" {
