@@ -14,8 +14,8 @@ public enum LearningRateSchedule: Equatable, Sendable {
     case linear(steps: Int, finalFraction: Double = 0, warmupSteps: Int = 0)
     /// √(warmupSteps / (s + 1)); without a warm-up, √(1 / (s + 1)).
     case inverseSquareRoot(warmupSteps: Int = 0)
-    /// Multiplied by `factor` after each `every` steps.
-    case step(every: Int, factor: Double = 0.1, warmupSteps: Int = 0)
+    /// Multiplied by `factor` after each `every` steps, but not more than `times` times.
+    case step(every: Int, factor: Double = 0.1, times: Int = .max, warmupSteps: Int = 0)
 
     /// The names that recipes use.
     public enum Name: String, Codable, CaseIterable, Sendable {
@@ -37,7 +37,7 @@ public enum LearningRateSchedule: Equatable, Sendable {
         switch self {
         case .constant(let warmup), .cosine(_, _, let warmup), .linear(_, _, let warmup),
             .inverseSquareRoot(let warmup),
-            .step(_, _, let warmup):
+            .step(_, _, _, let warmup):
             warmup
         }
     }
@@ -53,7 +53,8 @@ public enum LearningRateSchedule: Equatable, Sendable {
             return final + (1 - final) * (1 + cos(.pi * progress(step, of: steps))) / 2
         case .linear(let steps, let final, _): return 1 - (1 - final) * progress(step, of: steps)
         case .inverseSquareRoot: return (Double(max(warmupSteps, 1)) / Double(step + 1)).squareRoot()
-        case .step(let every, let factor, _): return pow(factor, Double((step - warmupSteps) / max(every, 1)))
+        case .step(let every, let factor, let times, _):
+            return pow(factor, Double(min(times, (step - warmupSteps) / max(every, 1))))
         }
     }
 
@@ -70,7 +71,8 @@ public enum LearningRateSchedule: Equatable, Sendable {
         case .cosine(let steps, let final, _), .linear(let steps, let final, _):
             if steps < 1 { return "expected steps of at least 1, got \(steps)" }
             return (0...1).contains(final) ? nil : "expected a finalFraction from 0 to 1, got \(final)"
-        case .step(let every, let factor, _):
+        case .step(let every, let factor, let times, _):
+            if times < 0 { return "expected times to be at least 0, got \(times)" }
             if every < 1 { return "expected every to be at least 1, got \(every)" }
             return (0...1).contains(factor) ? nil : "expected a factor from 0 to 1, got \(factor)"
         }
@@ -81,7 +83,7 @@ public enum LearningRateSchedule: Equatable, Sendable {
 
 /// As one flat mapping: `name`, `warmupSteps`, and the values of that schedule.
 extension LearningRateSchedule: Codable {
-    private enum CodingKeys: String, CodingKey { case name, warmupSteps, steps, finalFraction, every, factor }
+    private enum CodingKeys: String, CodingKey { case name, warmupSteps, steps, finalFraction, every, factor, times }
 
     public init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
@@ -99,7 +101,8 @@ extension LearningRateSchedule: Codable {
         case .step:
             self = .step(
                 every: try values.decode(Int.self, forKey: .every),
-                factor: try values.decodeIfPresent(Double.self, forKey: .factor) ?? 0.1, warmupSteps: warmup)
+                factor: try values.decodeIfPresent(Double.self, forKey: .factor) ?? 0.1,
+                times: try values.decodeIfPresent(Int.self, forKey: .times) ?? .max, warmupSteps: warmup)
         }
         if let problem {
             throw DecodingError.dataCorruptedError(forKey: .name, in: values, debugDescription: problem)
@@ -115,7 +118,8 @@ extension LearningRateSchedule: Codable {
         case .cosine(let steps, let final, _), .linear(let steps, let final, _):
             try values.encode(steps, forKey: .steps)
             try values.encode(final, forKey: .finalFraction)
-        case .step(let every, let factor, _):
+        case .step(let every, let factor, let times, _):
+            if times < .max { try values.encode(times, forKey: .times) }
             try values.encode(every, forKey: .every)
             try values.encode(factor, forKey: .factor)
         }

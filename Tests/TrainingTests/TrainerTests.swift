@@ -186,35 +186,38 @@ struct TrainerEndTests {
                 "training.earlyStoppingPatience=2", "training.evaluateEvery=1", "training.steps=100000",
                 "optimizer.learningRate=1e-30", "optimizer.weightDecay=0",
             ]
-            let trainer = try bench.trainer("language", in: "run", overrides)
-            #expect(try trainer.train() == .stoppedEarly)
-            #expect(trainer.step == 3)
-            #expect(trainer.best?.step == 1)
-            // Stopped is stopped, also for a process that comes later.
-            let later = try bench.trainer("language", in: "run", overrides)
-            #expect(try later.train() == .stoppedEarly)
-            #expect(later.step == 3)
+            // Stopped is stopped, also for the process that comes second.
+            for _ in 0..<2 {
+                let trainer = try bench.trainer("language", in: "run", overrides)
+                #expect(try trainer.train() == .stoppedEarly)
+                #expect(trainer.step == 3)
+                #expect(trainer.best?.step == 1)
+            }
         }
     }
 
     @Test func stopsWhenTheTimeIsUp() throws {
         try TrainingBench.withFolder { bench in
             let overrides = ["training.timeLimitMinutes=0.002", "training.steps=1000000000"]
-            let trainer = try bench.trainer("language", in: "run", overrides)
-            #expect(try trainer.train() == .timeLimit)
-            #expect(trainer.seconds >= 0.12 && trainer.seconds < 30)
-            #expect(try bench.metrics("run").last?.split == "validation")
-            let later = try bench.trainer("language", in: "run", overrides)
-            #expect(try later.train() == .timeLimit)
-            #expect(later.step == trainer.step)
+            var steps: [Int] = []
+            for _ in 0..<2 {
+                let trainer = try bench.trainer("language", in: "run", overrides)
+                #expect(try trainer.train() == .timeLimit)
+                #expect(trainer.seconds >= 0.12 && trainer.seconds < 30)
+                #expect(try bench.metrics("run").last?.split == "validation")
+                steps.append(trainer.step)
+            }
+            #expect(steps[0] == steps[1])
         }
     }
 
     @Test func keepsTheBestWeights() throws {
         try TrainingBench.withFolder { bench in
-            // So large a rate makes things worse after a while.
+            // What is learned from one alphabet makes the other ever less likely.
+            let text = (0..<1501).map { UInt8(($0 < 1350 ? 97 : 65) + $0 % 23) }
+            try Data(text).write(to: bench.folder.appendingPathComponent("text.txt"))
             let trainer = try bench.trainer(
-                in: "run", "training.evaluateEvery=1", "optimizer={name: sgd, learningRate: 3, clipNorm: 0}",
+                in: "run", "training.evaluateEvery=1", "optimizer.learningRate=0.03",
                 "training.evaluationBatches=0", "training.steps=25")
             #expect(try trainer.train() == .finished)
             let best = try #require(trainer.best)
@@ -248,16 +251,19 @@ struct DivergenceTests {
 
     @Test func aPoisonedParameterIsNamed() throws {
         try TrainingBench.withFolder { bench in
-            let experiment = try Experiment(bench.recipe("language", []))
-            let trainer = try Trainer(experiment, in: bench.run("run"), output: bench.output)
-            try trainer.trainSteps(6)
-            let poisoned = try #require(
-                experiment.model.module.namedParameters().first { $0.name == "encoder.blocks.0.mixer.value.weight" })
-            withNoGrad { poisoned.parameter.value.multiplyInPlace(by: .nan) }
-            let error = try expectDivergence(bench, trainer)
-            #expect(error.step == 7)
-            #expect(error.parameter == "encoder.blocks.0.mixer.value.weight")
-            #expect(error.description.contains("step 7") && error.description.contains("value.weight"))
+            do {
+                let experiment = try Experiment(bench.recipe("language", []))
+                let trainer = try Trainer(experiment, in: bench.run("run"), output: bench.output)
+                try trainer.trainSteps(6)
+                let poisoned = try #require(
+                    experiment.model.module.namedParameters().first { $0.name == "encoder.blocks.0.mixer.value.weight" }
+                )
+                withNoGrad { poisoned.parameter.value.multiplyInPlace(by: .nan) }
+                let error = try expectDivergence(bench, trainer)
+                #expect(error.step == 7)
+                #expect(error.parameter == "encoder.blocks.0.mixer.value.weight")
+                #expect(error.description.contains("step 7") && error.description.contains("value.weight"))
+            }
             #expect(try bench.trainer(in: "run").step == 5)
         }
     }

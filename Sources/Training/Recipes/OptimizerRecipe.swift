@@ -75,10 +75,12 @@ public struct ScheduleRecipe: Codable, Equatable, Sendable {
     public var every = 1000
     /// What the rate is multiplied by at each reduction, of `step`.
     public var factor = 0.1
+    /// How many reductions there are, of `step`; 0 for no limit.
+    public var times = 0
 
     public init() {}
 
-    private enum CodingKeys: String, CodingKey { case name, warmupSteps, finalFraction, every, factor }
+    private enum CodingKeys: String, CodingKey { case name, warmupSteps, finalFraction, every, factor, times }
 
     public init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
@@ -91,6 +93,7 @@ public struct ScheduleRecipe: Codable, Equatable, Sendable {
         case .step:
             every = try values.value(.every, default: every, .atLeast(1))
             factor = try values.value(.factor, default: factor, .between(0, and: 1))
+            times = try values.value(.times, default: times, .atLeast(0))
         }
     }
 
@@ -104,6 +107,7 @@ public struct ScheduleRecipe: Codable, Equatable, Sendable {
         case .step:
             try values.encode(every, forKey: .every)
             try values.encode(factor, forKey: .factor)
+            try values.encode(times, forKey: .times)
         }
     }
 }

@@ -26,7 +26,9 @@ public struct DivergenceError: Error, Equatable, Sendable, CustomStringConvertib
     public let parameter: String?
 
     public var description: String {
-        let what = loss.isFinite ? "its gradients are too large for numbers" : "the loss is \(loss)"
+        let what =
+            loss.isFinite
+            ? "its gradients are too large for numbers" : "the loss is \(loss.isNaN ? "not a number" : "infinite")"
         let place = parameter.map { "; the parameter at fault is '\($0)'" } ?? ""
         return "training diverged at step \(step): \(what)\(place). The last checkpoint is from before; "
             + "a lower learningRate, more warmupSteps or a lower clipNorm may help"
@@ -314,7 +316,7 @@ extension ScheduleRecipe {
         case .cosine: .cosine(steps: steps, finalFraction: finalFraction, warmupSteps: warmupSteps)
         case .linear: .linear(steps: steps, finalFraction: finalFraction, warmupSteps: warmupSteps)
         case .inverseSquareRoot: .inverseSquareRoot(warmupSteps: warmupSteps)
-        case .step: .step(every: every, factor: factor, warmupSteps: warmupSteps)
+        case .step: .step(every: every, factor: factor, times: times > 0 ? times : .max, warmupSteps: warmupSteps)
         }
     }
 }
