@@ -119,6 +119,7 @@ public final class Trainer {
     /// One step, and what is due after it.
     private func advance() throws {
         try takeStep()
+        showProgress()
         if isDue(recipe.training.logEvery) { try log() }
         if isDue(recipe.training.evaluateEvery) { try evaluate() }
         // The end has a checkpoint of its own. So each step has at most one, written after all its records, and a
@@ -200,12 +201,17 @@ public final class Trainer {
         ]
         if recipe.task == .languageModel { values["bits_per_byte"] = loss / Foundation.log(2) }
         try record("train", values)
+        progress.window = LogWindow()
+    }
+
+    /// After each step, since a step may take long; the reporter knows when there is nothing to write.
+    private func showProgress() {
         let isText = recipe.task == .languageModel
+        let loss = progress.window.loss / Double(max(progress.window.steps, 1))
         reporter.update(
             ProgressStatus(
                 step: progress.step, total: recipe.training.steps, loss: isText ? loss / Foundation.log(2) : loss,
                 unit: isText ? "bits/byte" : "", tokensPerSecond: rate.tokensPerSecond, secondsLeft: secondsLeft))
-        progress.window = LogWindow()
     }
 
     private var secondsLeft: Double {
