@@ -87,8 +87,8 @@ import Testing
         Mistake("bench", "lm", "--mechanism", "linear", "--layers", "-4", code: .usage, says: "not -4"),
         Mistake(
             "bench", "attention", "--mechanism", "linear", "--length", "1000000000", "--batch", "1000000",
-            code: .software,
-            says: "randn"),
+            code: .system,
+            says: "allocate memory"),
     ]
 
     static let recipes = [
@@ -120,7 +120,7 @@ import Testing
         .setting("model.layers=1000000000000", says: "layers must be at most"),
         .setting("model.heads=3", says: "'model' in text.yaml:4: modelDim 16 is not a multiple of heads 3"),
         .setting("model.modelDim=9000000000000000000", says: "modelDim must be at most"),
-        .setting("model.modelDim=16000000", says: "too many for this machine"),
+        .setting("model.modelDim=1000000", says: "too many for this machine"),
         .setting("model.dropout=1", says: "dropout must be at least 0 and below 1"),
         .setting("model.normEpsilon=.inf", says: "expected a finite number"),
         .setting("model.norm=mid", says: "expected one of pre, post, found 'mid'"),
