@@ -39,22 +39,11 @@ public enum ConformanceRunner {
         _ comparison: inout Comparison
     ) throws {
         let golden = try file.golden(dtype)
-        let kind = try golden.settings.string("kind", or: "core", expecting: ["core", "layer", "model"])
-        let subject = try entry.golden(golden)
-        let result: GoldenResult
-        switch (subject, kind) {
-        case (.core(let core), "core"): result = try GoldenCore.evaluate(core, golden, usesReference)
-        case (.core(let core), "layer"): result = try GoldenLayer.evaluate(core, golden, usesReference)
-        case (.core, _):
-            result = try GoldenEncoder.evaluate(golden, usesReference) {
-                guard case .core(let core) = try entry.golden(golden) else {
-                    throw ConfigurationError("\(golden.system) has no core to build an encoder from")
-                }
-                return core
-            }
-        }
+        let result = try evaluate(golden, entry, usesReference)
         try noneLeft(golden.settings.unread, "setting")
-        comparison.compare("out", result.out, try golden.tensor("out"))
+        for (name, found) in result.outputs.sorted(by: { $0.key < $1.key }) {
+            comparison.compare(name, found, try golden.tensor(name))
+        }
         for (name, expected) in golden.tensors(prefixed: "grad.").sorted(by: { $0.key < $1.key }) {
             guard let found = result.gradients[name] else {
                 throw ConfigurationError("no input or parameter '\(name)' has a gradient")
@@ -71,6 +60,30 @@ public enum ConformanceRunner {
         try noneLeft(golden.unreadTensors, "tensor")
     }
 
+    private static func evaluate(_ golden: GoldenCase, _ entry: CatalogueEntry, _ usesReference: Bool) throws
+        -> GoldenResult
+    {
+        if let evaluation = try ModelSubjects.evaluation(golden) {
+            return try ModuleEvaluation.evaluate(evaluation, golden, usesReference)
+        }
+        switch try entry.golden(golden) {
+        case .evaluation(let evaluation):
+            return try ModuleEvaluation.evaluate(evaluation, golden, usesReference)
+        case .core(let core, let parameterName):
+            switch try golden.settings.string("kind", or: "core", expecting: ["core", "layer", "model"]) {
+            case "core": return try GoldenCore.evaluate(core, golden, usesReference, parameterName)
+            case "layer": return try GoldenLayer.evaluate(core, golden, usesReference)
+            default:
+                return try GoldenEncoder.evaluate(golden, usesReference) {
+                    guard case .core(let core, _) = try entry.golden(golden) else {
+                        throw ConfigurationError("\(golden.system) has no core to build an encoder from")
+                    }
+                    return core
+                }
+            }
+        }
+    }
+
     private static func noneLeft(_ names: [String], _ what: String) throws {
         guard let first = names.first else { return }
         let more = names.count > 1 ? " (and \(names.count - 1) more)" : ""
@@ -80,7 +93,8 @@ public enum ConformanceRunner {
 
 /// What one evaluation gave.
 struct GoldenResult {
-    var out: Tensor
+    /// By name; `out` is the one with gradients.
+    var outputs: [String: Tensor]
     /// d(Σ out · cotangent) by input or `param.NAME`.
     var gradients: [String: Tensor]
     /// The state after streaming the whole sequence, computed only when asked for.

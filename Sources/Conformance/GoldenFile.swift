@@ -37,22 +37,3 @@ struct GoldenFile {
             tensors: Dictionary(uniqueKeysWithValues: converted))
     }
 }
-
-extension GoldenCase {
-    /// `padding_mask`, true for a real token; checked against the setting `padding`.
-    func paddingMask() throws -> Tensor? {
-        let mask = optionalTensor("padding_mask").map { $0 .!= 0 }
-        if let padding = try settings.optionalBool("padding"), padding != (mask != nil) {
-            throw ConfigurationError(
-                "setting 'padding' is \(padding), but the file has \(mask == nil ? "no" : "a") padding_mask")
-        }
-        return mask
-    }
-
-    /// Refuses a file whose settings contradict the shapes of its tensors.
-    func check(_ key: String, _ size: Int) throws {
-        if let value = try settings.optionalInt(key), value != size {
-            throw ConfigurationError("setting '\(key)' is \(value), but the tensors say \(size)")
-        }
-    }
-}

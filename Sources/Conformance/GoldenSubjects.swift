@@ -5,11 +5,11 @@ import Torch
 import TorchNN
 
 enum GoldenCore {
-    static func evaluate(_ core: any AttentionCore, _ golden: GoldenCase, _ usesReference: Bool) throws -> GoldenResult
-    {
-        let names = ["q", "k", "v"]
-        let inputs = try names.map { try golden.tensor($0).requiringGrad() }
-        let (q, k, v) = (inputs[0], inputs[1], inputs[2])
+    static func evaluate(
+        _ core: any AttentionCore, _ golden: GoldenCase, _ usesReference: Bool,
+        _ parameterName: @escaping (String) -> String
+    ) throws -> GoldenResult {
+        let (q, k, v) = (try golden.tensor("q"), try golden.tensor("k"), try golden.tensor("v"))
         let mask = try golden.paddingMask()
         try golden.check("batch", q.size(0))
         try golden.check("heads", q.size(1))
@@ -17,14 +17,18 @@ enum GoldenCore {
         try golden.check("length", q.size(2))
         try golden.check("key_length", k.size(2))
         try golden.check("value_dim", v.size(3))
-        let out = usesReference ? core.reference(q, k, v, paddingMask: mask) : core(q, k, v, paddingMask: mask)
-        let found = gradients(of: [out], weightedBy: [try golden.tensor("cotangent")], withRespectTo: inputs)
-        return GoldenResult(out: out, gradients: named(names, found)) {
+        let evaluation = GoldenEvaluation(core, inputs: ["q", "k", "v"], parameterName: parameterName) {
+            let (q, k, v) = ($0[0], $0[1], $0[2])
+            return ["out": $1 ? core.reference(q, k, v, paddingMask: mask) : core(q, k, v, paddingMask: mask)]
+        }
+        var result = try ModuleEvaluation.evaluate(evaluation, golden, usesReference)
+        result.finalState = {
             guard let core = core as? any StreamingCore else {
                 throw ConfigurationError("\(golden.system) does not stream")
             }
-            return finalState(core, q.detached(), k.detached(), v.detached(), mask)
+            return finalState(core, q, k, v, mask)
         }
+        return result
     }
 
     private static func finalState<Core: StreamingCore>(
@@ -43,7 +47,7 @@ enum GoldenLayer {
 
     static func evaluate(_ core: any AttentionCore, _ golden: GoldenCase, _ usesReference: Bool) throws -> GoldenResult
     {
-        let x = try golden.tensor("x").requiringGrad()
+        let x = try golden.tensor("x")
         let heads = try golden.settings.int("heads")
         try golden.check("batch", x.size(0))
         try golden.check("model_dim", x.size(2))
@@ -55,7 +59,8 @@ enum GoldenLayer {
             core, x.size(2), heads, bias: golden.settings.optionalBool("bias") ?? true, usesReference,
             RandomGenerator(seed: 0))
         let mask = try golden.paddingMask()
-        return try ModuleEvaluation.evaluate(layer, golden, x, rename: rename) { layer($0, paddingMask: mask) }
+        let evaluation = GoldenEvaluation(layer, paddingMask: mask, parameterName: rename)
+        return try ModuleEvaluation.evaluate(evaluation, golden, usesReference)
     }
 
     static func make(
@@ -83,7 +88,7 @@ enum GoldenEncoder {
         _ golden: GoldenCase, _ usesReference: Bool, _ makeCore: () throws -> any AttentionCore
     ) throws -> GoldenResult {
         let settings = golden.settings
-        let x = try golden.tensor("x").requiringGrad()
+        let x = try golden.tensor("x")
         let configuration = try configuration(golden, modelDim: x.size(2))
         let bias = try settings.optionalBool("bias") ?? true
         let generator = RandomGenerator(seed: 0)
@@ -95,11 +100,12 @@ enum GoldenEncoder {
         let mask = try golden.paddingMask()
         // The authors' Long Range Arena model ends by clearing the padded positions.
         let clears = golden.variant.hasPrefix("lra-")
-        return try ModuleEvaluation.evaluate(encoder, golden, x, rename: rename) { x in
-            let y = encoder(x, paddingMask: mask)
-            guard clears, let mask else { return y }
-            return y * mask.to(y.dtype).unsqueezed(2)
+        let evaluation = GoldenEvaluation(encoder, parameterName: rename) { inputs, _ in
+            let y = encoder(inputs[0], paddingMask: mask)
+            guard clears, let mask else { return ["out": y] }
+            return ["out": y * mask.to(y.dtype).unsqueezed(2)]
         }
+        return try ModuleEvaluation.evaluate(evaluation, golden, usesReference)
     }
 
     private static func configuration(_ golden: GoldenCase, modelDim: Int) throws -> ModelConfiguration {
@@ -152,30 +158,44 @@ enum GoldenEncoder {
     }
 }
 
-/// Loads a golden file's parameters into a module and evaluates output and gradients.
+/// Loads a golden file's parameters into a module and evaluates outputs and gradients.
 enum ModuleEvaluation {
-    static func evaluate(
-        _ module: Module, _ golden: GoldenCase, _ x: Tensor, rename: (String) -> String, _ body: (Tensor) -> Tensor
-    ) throws -> GoldenResult {
-        module.to(x.dtype)
-        let given = golden.tensors(prefixed: "param.")
-        _ = try module.load(
-            Dictionary(given.map { (rename($0.key), $0.value) }, uniquingKeysWith: { first, _ in first }),
-            matching: .strict)
-        let out = body(x)
-        let byName = Dictionary(uniqueKeysWithValues: module.namedParameters().map { ($0.name, $0.parameter.value) })
-        let names = given.keys.sorted()
-        let parameters = names.compactMap { byName[rename($0)] }
-        let found = gradients(
-            of: [out], weightedBy: [try golden.tensor("cotangent")], withRespectTo: [x] + parameters)
-        return GoldenResult(out: out, gradients: named(["x"] + names.map { "param.\($0)" }, found)) {
-            throw ConfigurationError("a final state belongs to a core")
-        }
+    static func evaluate(_ evaluation: GoldenEvaluation, _ golden: GoldenCase, _ usesReference: Bool) throws
+        -> GoldenResult
+    {
+        _ = try golden.settings.optionalString("kind")
+        let inputs = try evaluation.inputs.map { try golden.tensor($0).requiringGrad() }
+        let names = try load(evaluation, golden, inputs.first?.dtype)
+        let outputs = try evaluation.outputs(inputs, usesReference)
+        return GoldenResult(
+            outputs: outputs, gradients: try gradients(evaluation, golden, inputs, names, of: outputs["out"])
+        ) { throw ConfigurationError("a final state belongs to a core") }
     }
-}
 
-private func named(_ names: [String], _ gradients: [Tensor?]) -> [String: Tensor] {
-    var result: [String: Tensor] = [:]
-    for (name, gradient) in zip(names, gradients) { result[name] = gradient }
-    return result
+    /// Returns the names of the file's parameters.
+    private static func load(_ evaluation: GoldenEvaluation, _ golden: GoldenCase, _ dtype: DType?) throws -> [String] {
+        guard let module = evaluation.module else { return [] }
+        if let dtype { module.to(dtype) }
+        let given = golden.tensors(prefixed: "param.")
+        var tensors: [String: Tensor] = [:]
+        for (name, tensor) in given { tensors[evaluation.parameterName(name)] = tensor }
+        // Random features and the like were given when the module was made.
+        for (name, buffer) in module.namedBuffers() where buffer.isPersistent { tensors[name] = buffer.value }
+        _ = try module.load(tensors, matching: .strict)
+        return given.keys.sorted()
+    }
+
+    private static func gradients(
+        _ evaluation: GoldenEvaluation, _ golden: GoldenCase, _ inputs: [Tensor], _ names: [String], of out: Tensor?
+    ) throws -> [String: Tensor] {
+        guard let out else { return [:] }
+        let cotangent = try golden.tensor("cotangent")
+        let own = evaluation.module?.namedParameters() ?? []
+        let byName = Dictionary(uniqueKeysWithValues: own.map { ($0.name, $0.parameter.value) })
+        let parameters = names.compactMap { byName[evaluation.parameterName($0)] }
+        let found = Torch.gradients(of: [out], weightedBy: [cotangent], withRespectTo: inputs + parameters)
+        var result: [String: Tensor] = [:]
+        for (name, gradient) in zip(evaluation.inputs + names.map { "param.\($0)" }, found) { result[name] = gradient }
+        return result
+    }
 }

@@ -121,7 +121,7 @@ public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating, 
     public var anyCore: any AttentionCore { core }
 
     public func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor {
-        check(x, paddingMask)
+        checkInput(x, paddingMask, modelDim: query.inputs)
         let (q, k, v) = projected(x, from: [0])
         return merged(attend(q, k, v, paddingMask))
     }
@@ -130,26 +130,13 @@ public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating, 
     public func callAsFunction(_ x: Tensor, context: Tensor, contextMask: Tensor? = nil) -> Tensor {
         torchPrecondition(!core.isCausal, in: "Attention", "cross-attention to another sequence cannot be causal")
         torchPrecondition(rotary == nil, in: "Attention", "cross-attention takes no rotary positions")
-        check(x, nil)
-        check(context, contextMask)
+        checkInput(x, nil, modelDim: query.inputs)
+        checkInput(context, contextMask, modelDim: query.inputs)
         return merged(attend(split(query(x)), split(key(context)), split(value(context)), contextMask))
     }
 
     private func attend(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ mask: Tensor?) -> Tensor {
         usesReference ? core.reference(q, k, v, paddingMask: mask) : core(q, k, v, paddingMask: mask)
-    }
-
-    /// Traps, naming the layer, unless x is `[batch, length, modelDim]` and the mask `[batch, length]`.
-    private func check(_ x: Tensor, _ paddingMask: Tensor?) {
-        let shape = x.shape
-        torchPrecondition(
-            shape.count == 3 && shape.last == query.inputs && !shape.contains(0), in: "\(type(of: self))",
-            "expected x [batch, length, \(query.inputs)]; got \(shape)")
-        if let mask = paddingMask {
-            torchPrecondition(
-                mask.shape == Array(shape.dropLast()) && mask.dtype == .bool, in: "\(type(of: self))",
-                "expected a bool paddingMask [batch, length] for x \(shape); got \(mask.dtype) \(mask.shape)")
-        }
     }
 
     /// - Parameter positions: of each sequence's first token, or one for all.
@@ -198,8 +185,8 @@ extension Attention: StreamingMixer where Core: StreamingCore {
     }
 
     public func prefill(_ x: Tensor, paddingMask: Tensor?, state: inout AttentionState<Core.State>) -> Tensor {
-        check(x, paddingMask)
-        checkBatch(x, state)
+        checkInput(x, paddingMask, modelDim: query.inputs)
+        checkBatch(x, state.positions.count)
         let (q, k, v) = projected(x, from: state.positions)
         let lengths = paddingMask.map(realLengths) ?? state.positions.map { _ in x.size(1) }
         state.positions = zip(state.positions, lengths).map { $0 + $1 }
@@ -207,20 +194,11 @@ extension Attention: StreamingMixer where Core: StreamingCore {
     }
 
     public func step(_ x: Tensor, state: inout AttentionState<Core.State>) -> Tensor {
-        torchPrecondition(
-            x.rank == 2 && x.size(1) == query.inputs, in: "\(type(of: self)).step",
-            "expected one token of each sequence [batch, \(query.inputs)]; got \(x.shape)")
-        checkBatch(x, state)
+        checkStep(x, modelDim: query.inputs, batch: state.positions.count)
         let (q, k, v) = projected(x.unsqueezed(1), from: state.positions)
         state.positions = state.positions.map { $0 + 1 }
         let y = core.step(q.squeezed(2), k.squeezed(2), v.squeezed(2), state: &state.core)
         return output(y.flattened(1, 2))
-    }
-
-    private func checkBatch(_ x: Tensor, _ state: AttentionState<Core.State>) {
-        torchPrecondition(
-            x.size(0) == state.positions.count, in: "\(type(of: self))",
-            "the state is of \(state.positions.count) sequences; got x \(x.shape)")
     }
 }
 

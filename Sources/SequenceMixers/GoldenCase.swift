@@ -1,5 +1,6 @@
 import Foundation
 import Torch
+import TorchNN
 
 /// What a golden file says of itself: the system, the variant, the settings, and given tensors such as random features.
 ///
@@ -48,14 +49,67 @@ public final class GoldenCase {
         return found
     }
 
+    /// `padding_mask` `[batch, length]`, true for a real token; checked against the setting `padding`.
+    public func paddingMask() throws -> Tensor? {
+        let mask = optionalTensor("padding_mask").map { $0 .!= 0 }
+        if let padding = try settings.optionalBool("padding"), padding != (mask != nil) {
+            throw ConfigurationError(
+                "setting 'padding' is \(padding), but the file has \(mask == nil ? "no" : "a") padding_mask")
+        }
+        return mask
+    }
+
+    /// Refuses a file whose setting, if it has it, contradicts the shapes of its tensors.
+    public func check(_ key: String, _ size: Int) throws {
+        if let value = try settings.optionalInt(key), value != size {
+            throw ConfigurationError("setting '\(key)' is \(value), but the tensors say \(size)")
+        }
+    }
+
     /// The tensors that were never asked for, in order.
     public var unreadTensors: [String] { tensors.keys.filter { !read.contains($0) }.sorted() }
 }
 
 /// What a golden file's numbers are compared with.
 public enum GoldenSubject {
-    /// A core for q, k, v; layers and encoders of the file are built around it.
-    case core(any AttentionCore)
+    /// A core for q, k, v; layers and encoders of the file are built around it. The file's `param.NAME` of a core are its
+    /// own parameters, under the names that `parameterName` gives.
+    case core(any AttentionCore, parameterName: (String) -> String = { $0 })
+    /// Anything else: the mechanism says itself what its inputs and outputs are.
+    case evaluation(GoldenEvaluation)
+}
+
+/// A comparison of a mechanism that is more than a core between projections.
+public struct GoldenEvaluation {
+    /// What the file's `param.NAME` are loaded into; nil when it has none.
+    public var module: Module?
+    /// From the `NAME` of a file's `param.NAME` to the property path of the module's parameter.
+    public var parameterName: (String) -> String
+    /// The file's tensors that go in, in the order that `outputs` takes them; they have gradients `grad.NAME`.
+    public var inputs: [String]
+    /// Everything to compare, by its name in the file. `out` is what the file's `cotangent` belongs to: the gradients of
+    /// inputs and parameters are taken from it.
+    public var outputs: (_ inputs: [Tensor], _ usesReference: Bool) throws -> [String: Tensor]
+
+    public init(
+        _ module: Module? = nil, inputs: [String] = ["x"], parameterName: @escaping (String) -> String = { $0 },
+        outputs: @escaping (_ inputs: [Tensor], _ usesReference: Bool) throws -> [String: Tensor]
+    ) {
+        self.module = module
+        self.parameterName = parameterName
+        self.inputs = inputs
+        self.outputs = outputs
+    }
+
+    /// A mixer on the file's `x`, to its `out`.
+    public init(
+        _ mixer: any SequenceMixer, paddingMask: Tensor? = nil, parameterName: @escaping (String) -> String = { $0 }
+    ) {
+        self.init(mixer, parameterName: parameterName) { inputs, usesReference in
+            (mixer as? any ReferenceEvaluating)?.usesReference = usesReference
+            return ["out": mixer(inputs[0], paddingMask: paddingMask)]
+        }
+    }
 }
 
 /// A golden file's settings. Remembers which were read, so that one nobody understood is noticed.
@@ -88,7 +142,39 @@ public final class GoldenSettings {
         return value
     }
 
-    public func contains(_ key: String) -> Bool { values[key] != nil }
+    /// Whether there is a value; `null` is none.
+    public func contains(_ key: String) -> Bool {
+        if case .null? = values[key] { read.insert(key) }
+        switch values[key] {
+        case nil, .null?: return false
+        default: return true
+        }
+    }
+
+    /// Settings that only describe, to a person, what others say already.
+    public func describe(_ keys: String...) { read.formUnion(keys) }
+
+    public func array(_ key: String) throws -> [GoldenValue] {
+        guard case .array(let values) = try required(key) else { throw mistyped(key, "a list") }
+        return values
+    }
+
+    public func ints(_ key: String) throws -> [Int] {
+        try array(key).map {
+            guard case .number(let value) = $0, let number = Int(exactly: value) else {
+                throw mistyped(key, "a list of whole numbers")
+            }
+            return number
+        }
+    }
+
+    public func strings(_ key: String) throws -> [String] {
+        try array(key).map {
+            guard case .string(let value) = $0 else { throw mistyped(key, "a list of strings") }
+            return value
+        }
+    }
+
     public func optionalDouble(_ key: String) throws -> Double? { contains(key) ? try double(key) : nil }
     public func optionalInt(_ key: String) throws -> Int? { contains(key) ? try int(key) : nil }
     public func optionalBool(_ key: String) throws -> Bool? { contains(key) ? try bool(key) : nil }
@@ -127,7 +213,9 @@ public enum GoldenValue: Decodable, Sendable {
     case bool(Bool)
     case number(Double)
     case string(String)
-    case other
+    case array([GoldenValue])
+    case object([String: GoldenValue])
+    case null
 
     public init(from decoder: any Decoder) throws {
         let container = try decoder.singleValueContainer()
@@ -137,8 +225,12 @@ public enum GoldenValue: Decodable, Sendable {
             self = .number(value)
         } else if let value = try? container.decode(String.self) {
             self = .string(value)
+        } else if let value = try? container.decode([GoldenValue].self) {
+            self = .array(value)
+        } else if let value = try? container.decode([String: GoldenValue].self) {
+            self = .object(value)
         } else {
-            self = .other
+            self = .null
         }
     }
 }

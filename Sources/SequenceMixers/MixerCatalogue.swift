@@ -63,6 +63,8 @@ public struct CatalogueEntry: Sendable {
     /// Cost in the length N, for training.
     public let time: String
     public let memory: String
+    /// What its user must know and the columns do not say; nil when there is nothing.
+    public let remark: String?
     /// The settings it takes in a recipe.
     public let options: any MixerOptions.Type
     /// Builds what a golden file describes, to be compared with its numbers.
@@ -71,7 +73,8 @@ public struct CatalogueEntry: Sendable {
     public init(
         name: String, title: String, paper: Paper, causal: Bool, bidirectional: Bool, padding: Bool,
         crossAttention: Bool,
-        streaming: StreamingSupport, rotary: Bool = false, time: String, memory: String, options: any MixerOptions.Type,
+        streaming: StreamingSupport, rotary: Bool = false, time: String, memory: String, remark: String? = nil,
+        options: any MixerOptions.Type,
         golden: @escaping @Sendable (GoldenCase) throws -> GoldenSubject
     ) {
         self.name = name
@@ -85,6 +88,7 @@ public struct CatalogueEntry: Sendable {
         self.rotary = rotary
         self.time = time
         self.memory = memory
+        self.remark = remark
         self.options = options
         self.golden = golden
     }

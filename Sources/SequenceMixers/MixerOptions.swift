@@ -19,6 +19,12 @@ public struct MixerContext {
     public var usesRotary: Bool
     /// Draws initial weights, and random features where the mechanism has them.
     public var generator: RandomGenerator
+    /// Which of the stack's blocks the mixer stands in, from 0, for mechanisms that change with the depth.
+    public var layer = 0
+    /// How many blocks the stack has.
+    public var layers = 1
+    /// What the mixers of one stack share.
+    public var shared = SharedParts()
 
     public init(
         modelDim: Int, heads: Int, isCausal: Bool, maximumLength: Int? = nil, usesRotary: Bool = false,
@@ -45,6 +51,22 @@ public struct MixerContext {
             throw ConfigurationError("rotary positions need an even number of channels a head, not \(headDim)")
         }
         return RotaryEmbedding(headDim)
+    }
+}
+
+/// What the mixers of one stack hold in common, such as a projection shared by all layers: made by the first that asks.
+///
+/// A module reached over several paths is counted, saved and trained once.
+public final class SharedParts {
+    private var parts: [String: Any] = [:]
+
+    public init() {}
+
+    public func part<Part>(_ name: String, _ make: () throws -> Part) rethrows -> Part {
+        if let part = parts[name] as? Part { return part }
+        let part = try make()
+        parts[name] = part
+        return part
     }
 }
 

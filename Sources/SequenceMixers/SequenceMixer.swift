@@ -12,10 +12,42 @@ public protocol SequenceMixer: Module {
     /// Whether a position sees only itself and what is before it.
     var isCausal: Bool { get }
 
+    /// Whether it normalizes its input and adds it to its output itself, so that the block around it does neither.
+    var isWholeBlock: Bool { get }
+
     func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor
 }
 
 extension SequenceMixer {
+    public var isWholeBlock: Bool { false }
+
+    /// Traps, naming the layer, unless x is `[batch, length, modelDim]` and the mask `[batch, length]`.
+    func checkInput(_ x: Tensor, _ paddingMask: Tensor?, modelDim: Int) {
+        let shape = x.shape
+        torchPrecondition(
+            shape.count == 3 && shape.last == modelDim && !shape.contains(0), in: "\(type(of: self))",
+            "expected x [batch, length, \(modelDim)]; got \(shape)")
+        if let mask = paddingMask {
+            torchPrecondition(
+                mask.shape == Array(shape.dropLast()) && mask.dtype == .bool, in: "\(type(of: self))",
+                "expected a bool paddingMask [batch, length] for x \(shape); got \(mask.dtype) \(mask.shape)")
+        }
+    }
+
+    /// Traps unless x is one token of each sequence, `[batch, modelDim]`, as many as the state has.
+    func checkStep(_ x: Tensor, modelDim: Int, batch: Int) {
+        torchPrecondition(
+            x.rank == 2 && x.size(1) == modelDim, in: "\(type(of: self)).step",
+            "expected one token of each sequence [batch, \(modelDim)]; got \(x.shape)")
+        checkBatch(x, batch)
+    }
+
+    /// Traps unless x has as many sequences as the state.
+    func checkBatch(_ x: Tensor, _ batch: Int) {
+        torchPrecondition(
+            x.size(0) == batch, in: "\(type(of: self))", "the state is of \(batch) sequences; got x \(x.shape)")
+    }
+
     public func callAsFunction(_ x: Tensor) -> Tensor { self(x, paddingMask: nil) }
 }
 

@@ -8,6 +8,14 @@ public enum NormPlacement: String, NamedChoice {
     case post
 }
 
+/// How vectors are brought to one scale.
+public enum Normalization: String, NamedChoice {
+    case layerNorm = "layer-norm"
+    case rmsNorm = "rms-norm"
+    /// RMS norm without weights.
+    case simpleRMSNorm = "simple-rms-norm"
+}
+
 /// How a model knows where in the sequence a token stands.
 public enum PositionKind: String, NamedChoice {
     case none
@@ -34,14 +42,17 @@ public struct ModelConfiguration: Codable, Sendable {
     /// Channels of the stream, a multiple of `heads`.
     public var modelDim = 256
     public var heads = 4
-    /// Width of the feed-forward layers; left out, four times `modelDim`.
+    /// Width of the feed-forward layers; left out, four times `modelDim`, or 8/3 of it when gated. With 0 a block has none.
     public var feedForwardDim: Int?
+    /// Whether the feed-forward layer multiplies its hidden values by a gate: `activation` is then the gate's.
+    public var gatedFeedForward = false
     public var norm: NormPlacement = .pre
+    public var normalization: Normalization = .layerNorm
     public var activation: Activation = .gelu
     /// After the mixer, and after both layers of the feed-forward part.
     public var dropout = 0.0
     public var normEpsilon = 1e-5
-    /// A LayerNorm after the last block.
+    /// A norm after the last block.
     public var finalNorm = true
     public var position: PositionKind = .learned
     /// The mechanism and its options, the same in every block.
@@ -60,7 +71,9 @@ public struct ModelConfiguration: Codable, Sendable {
         modelDim = try container.decodeIfPresent(Int.self, forKey: .modelDim) ?? modelDim
         heads = try container.decodeIfPresent(Int.self, forKey: .heads) ?? heads
         feedForwardDim = try container.decodeIfPresent(Int.self, forKey: .feedForwardDim)
+        gatedFeedForward = try container.decodeIfPresent(Bool.self, forKey: .gatedFeedForward) ?? gatedFeedForward
         norm = try container.decodeIfPresent(NormPlacement.self, forKey: .norm) ?? norm
+        normalization = try container.decodeIfPresent(Normalization.self, forKey: .normalization) ?? normalization
         activation = try container.decodeIfPresent(Activation.self, forKey: .activation) ?? activation
         dropout = try container.decodeIfPresent(Double.self, forKey: .dropout) ?? dropout
         normEpsilon = try container.decodeIfPresent(Double.self, forKey: .normEpsilon) ?? normEpsilon
@@ -71,7 +84,15 @@ public struct ModelConfiguration: Codable, Sendable {
     }
 
     /// `feedForwardDim`, or its default.
-    public var resolvedFeedForwardDim: Int { feedForwardDim ?? 4 * modelDim }
+    public var resolvedFeedForwardDim: Int { feedForwardDim ?? (gatedFeedForward ? 8 * modelDim / 3 : 4 * modelDim) }
+
+    func makeNorm() -> any Normalizing {
+        switch normalization {
+        case .layerNorm: LayerNorm(modelDim, epsilon: normEpsilon)
+        case .rmsNorm: RMSNorm(modelDim, epsilon: normEpsilon)
+        case .simpleRMSNorm: SimpleRMSNorm(modelDim, epsilon: normEpsilon)
+        }
+    }
 
     /// - Throws: `ConfigurationError` naming the first value that is out of range.
     public func validate() throws {
@@ -79,7 +100,7 @@ public struct ModelConfiguration: Codable, Sendable {
         try require(layers, in: 1...100_000, "layers")
         try require(modelDim, in: 1...1_000_000, "modelDim")
         try require(heads, in: 1...1_000_000, "heads")
-        try require(resolvedFeedForwardDim, in: 1...10_000_000, "feedForwardDim")
+        try require(resolvedFeedForwardDim, in: 0...10_000_000, "feedForwardDim")
         guard modelDim.isMultiple(of: heads) else {
             throw ConfigurationError("modelDim \(modelDim) is not a multiple of heads \(heads)")
         }
@@ -110,8 +131,10 @@ public struct ModelConfiguration: Codable, Sendable {
 
     /// The same settings for one layer's mixer.
     func mixerContext(isCausal: Bool, maximumLength: Int?, using generator: RandomGenerator) throws -> MixerContext {
-        try MixerContext(
+        var context = try MixerContext(
             modelDim: modelDim, heads: heads, isCausal: isCausal, maximumLength: maximumLength,
             usesRotary: position == .rotary, generator: generator)
+        context.layers = layers
+        return context
     }
 }

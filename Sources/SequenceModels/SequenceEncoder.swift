@@ -5,7 +5,7 @@ import TorchNN
 /// A stack of blocks: x `[batch, length, modelDim]` to the same shape.
 public final class SequenceEncoder: Module {
     public let blocks: [TransformerBlock]
-    public let norm: LayerNorm?
+    public let norm: (any Normalizing)?
     private let residual: ResidualConfiguration
 
     /// Builds a mixer for every block from the configuration.
@@ -15,15 +15,18 @@ public final class SequenceEncoder: Module {
         _ configuration: ModelConfiguration, isCausal: Bool, maximumLength: Int? = nil, using generator: RandomGenerator
     ) throws {
         try configuration.validate()
-        let context = try configuration.mixerContext(isCausal: isCausal, maximumLength: maximumLength, using: generator)
-        let mixers = try (0..<configuration.layers).map { _ in try configuration.mixer.build(context) }
+        var context = try configuration.mixerContext(isCausal: isCausal, maximumLength: maximumLength, using: generator)
+        let mixers = try (0..<configuration.layers).map { layer in
+            context.layer = layer
+            return try configuration.mixer.build(context)
+        }
         self.init(configuration, mixers: mixers, using: generator)
     }
 
     /// A block around each of the given mixers.
     public init(_ configuration: ModelConfiguration, mixers: [any SequenceMixer], using generator: RandomGenerator) {
         blocks = mixers.map { TransformerBlock($0, configuration, using: generator) }
-        norm = configuration.finalNorm ? LayerNorm(configuration.modelDim, epsilon: configuration.normEpsilon) : nil
+        norm = configuration.finalNorm ? configuration.makeNorm() : nil
         residual = configuration.residual
         super.init()
     }

@@ -2,16 +2,21 @@ import SequenceMixers
 import Torch
 import TorchNN
 
-/// Two linear layers with an activation between them, the same at every position.
+/// Two linear layers with an activation between them, the same at every position; or gated, with a third.
+///
+///     y = down(activation(up(x)))          gated: y = down(activation(gate(x)) · up(x))
 public final class FeedForward: Module {
+    public let gate: Linear?
     public let up: Linear
     public let down: Linear
     public let dropout: Dropout
     private let activation: Activation
 
     public init(
-        _ modelDim: Int, _ hiddenDim: Int, activation: Activation, dropout: Double, using generator: RandomGenerator
+        _ modelDim: Int, _ hiddenDim: Int, activation: Activation, gated: Bool = false, dropout: Double,
+        using generator: RandomGenerator
     ) {
+        gate = gated ? Linear(modelDim, hiddenDim, using: generator) : nil
         up = Linear(modelDim, hiddenDim, using: generator)
         down = Linear(hiddenDim, modelDim, using: generator)
         self.dropout = Dropout(dropout, using: generator)
@@ -19,7 +24,10 @@ public final class FeedForward: Module {
         super.init()
     }
 
-    public func callAsFunction(_ x: Tensor) -> Tensor { dropout(down(dropout(activation(up(x))))) }
+    public func callAsFunction(_ x: Tensor) -> Tensor {
+        let hidden = gate.map { activation($0(x)) * up(x) } ?? activation(up(x))
+        return dropout(down(dropout(hidden)))
+    }
 }
 
 /// A mixer and a feed-forward layer with their norms and connections.
@@ -27,36 +35,46 @@ public final class FeedForward: Module {
 ///     post   h = norm₁(x ⊕ mixer(x)),  y = norm₂(h + feedForward(h))
 ///     pre    h = x ⊕ mixer(norm₁(x)),  y = h + feedForward(norm₂(h))
 ///
-/// where ⊕ is the configured residual connection.
+/// where ⊕ is the configured residual connection. A mixer that is a whole block gives h by itself: norm₁ and ⊕ are then
+/// left out. Without a feed-forward layer y is h.
 public final class TransformerBlock: Module {
     public let mixer: any SequenceMixer
-    public let mixerNorm: LayerNorm
-    public let feedForward: FeedForward
-    public let feedForwardNorm: LayerNorm
+    public let mixerNorm: (any Normalizing)?
+    public let feedForward: FeedForward?
+    public let feedForwardNorm: (any Normalizing)?
     public let dropout: Dropout
     private let placement: NormPlacement
 
     public init(_ mixer: any SequenceMixer, _ configuration: ModelConfiguration, using generator: RandomGenerator) {
         self.mixer = mixer
         placement = configuration.norm
-        mixerNorm = LayerNorm(configuration.modelDim, epsilon: configuration.normEpsilon)
-        feedForwardNorm = LayerNorm(configuration.modelDim, epsilon: configuration.normEpsilon)
-        feedForward = FeedForward(
-            configuration.modelDim, configuration.resolvedFeedForwardDim, activation: configuration.activation,
-            dropout: configuration.dropout, using: generator)
+        mixerNorm = mixer.isWholeBlock ? nil : configuration.makeNorm()
+        let hiddenDim = configuration.resolvedFeedForwardDim
+        feedForwardNorm = hiddenDim > 0 ? configuration.makeNorm() : nil
+        feedForward =
+            hiddenDim > 0
+            ? FeedForward(
+                configuration.modelDim, hiddenDim, activation: configuration.activation,
+                gated: configuration.gatedFeedForward, dropout: configuration.dropout, using: generator) : nil
         dropout = Dropout(configuration.dropout, using: generator)
         super.init()
     }
 
     /// x `[…, modelDim]`; `mix` is the mixer on the whole sequence, on a piece of it, or on one token.
     func callAsFunction(_ x: Tensor, _ stream: inout ResidualStream, _ mix: (Tensor) -> Tensor) -> Tensor {
+        let h = mixed(x, &stream, mix)
+        guard let feedForward, let feedForwardNorm else { return h }
         switch placement {
-        case .post:
-            let h = mixerNorm(stream.join(x, dropout(mix(x))))
-            return feedForwardNorm(h + feedForward(h))
-        case .pre:
-            let h = stream.join(x, dropout(mix(mixerNorm(x))))
-            return h + feedForward(feedForwardNorm(h))
+        case .post: return feedForwardNorm(h + feedForward(h))
+        case .pre: return h + feedForward(feedForwardNorm(h))
+        }
+    }
+
+    private func mixed(_ x: Tensor, _ stream: inout ResidualStream, _ mix: (Tensor) -> Tensor) -> Tensor {
+        guard let mixerNorm else { return mix(x) }
+        switch placement {
+        case .post: return mixerNorm(stream.join(x, dropout(mix(x))))
+        case .pre: return stream.join(x, dropout(mix(mixerNorm(x))))
         }
     }
 }

@@ -13,6 +13,7 @@ struct List: ParsableCommand {
         let causal, bidirectional, padding, crossAttention, rotary: Bool
         let streaming: StreamingSupport
         let time, memory: String
+        let remark: String?
     }
 
     func run() throws {
@@ -20,8 +21,7 @@ struct List: ParsableCommand {
             Row(
                 name: $0.name, title: $0.title, paper: $0.paper, causal: $0.causal, bidirectional: $0.bidirectional,
                 padding: $0.padding, crossAttention: $0.crossAttention, rotary: $0.rotary, streaming: $0.streaming,
-                time: $0.time,
-                memory: $0.memory)
+                time: $0.time, memory: $0.memory, remark: $0.remark)
         }
         if json { return try rows.printJSON() }
         let header = ["name", "causal", "bidirectional", "streaming", "time", "memory", "paper"]
@@ -33,6 +33,7 @@ struct List: ParsableCommand {
             ]
         }
         print(TextTable(header, cells).text)
+        for row in rows { if let remark = row.remark { print("\n\(row.name): \(remark)") } }
     }
 }
 

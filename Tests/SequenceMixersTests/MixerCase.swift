@@ -1,7 +1,11 @@
+import Foundation
 import SequenceMixers
 import Testing
 import Torch
 import TorchNN
+
+/// Where a mask may put padded tokens.
+enum Padding: CaseIterable { case right, left, scattered }
 
 /// One way to build a mechanism of the catalogue, and what may be asked of it.
 struct MixerCase: Sendable, CustomTestStringConvertible {
@@ -12,90 +16,97 @@ struct MixerCase: Sendable, CustomTestStringConvertible {
     var usesRotary = false
     /// Weights that count from the end of the sequence cannot.
     var streams: Bool
-    /// Whether padding between real tokens is as if it were not there. Heavy-ball momentum decays meanwhile.
-    var ignoresHoles = true
+    /// Where padding is as if it were not there. Momentum, for one, decays over padding between real tokens, and what has
+    /// weights for absolute positions sees that padding on the left moves the rest.
+    var paddings = Set(Padding.allCases)
     /// Random Fourier features of far points may give any denominator; of near ones a positive one.
     var inputScale = 1.0
     /// exp(x) itself leaves the range of float32 above 88.
     var isBounded = true
+    /// What may be the longest sequence, for mechanisms with weights for positions.
+    var maximumLength: Int?
+    /// The only length it takes.
+    var fixedLength: Int?
+    /// A hash sorts the whole sequence: which keys a token meets then depends on later ones too.
+    var seesOnlyThePast = true
+    /// Where experts have a capacity, the sequences of a batch compete for it.
+    var isBatchIndependent = true
+    /// A choice between alternatives, as of an expert or a bucket, is no smooth function.
+    var isSmooth = true
+    /// The smallest number of channels a head, or of the model for mechanisms without heads, and what it must be a
+    /// multiple of.
+    var headDimMultiple = 1
 
     var testDescription: String { "\(mixer)\(note.isEmpty ? "" : " \(note)") \(isCausal ? "causal" : "bidirectional")" }
 
+    /// `range`, or the only length there is.
+    func lengths(_ range: ClosedRange<Int>) -> ClosedRange<Int> { fixedLength.map { $0...$0 } ?? range }
+
     func layer(heads: Int, headDim: Int, seed: UInt64, dtype: DType = .float64) throws -> any SequenceMixer {
         let context = try MixerContext(
-            modelDim: heads * headDim, heads: heads, isCausal: isCausal, usesRotary: usesRotary,
-            generator: RandomGenerator(seed: seed))
+            modelDim: heads * headDim, heads: heads, isCausal: isCausal, maximumLength: fixedLength ?? maximumLength,
+            usesRotary: usesRotary, generator: RandomGenerator(seed: seed))
         let layer = try MixerConfiguration(mixer, options()).build(context)
         layer.to(dtype)
+        layer.evaluate()
         return layer
     }
 
-    func core(heads: Int, headDim: Int, seed: UInt64, dtype: DType = .float64) throws -> any AttentionCore {
-        try #require(layer(heads: heads, headDim: headDim, seed: seed, dtype: dtype) as? any CoreHolding).anyCore
+    func layer(for trial: Trial, dtype: DType = .float64) throws -> any SequenceMixer {
+        try layer(heads: trial.heads, headDim: trial.headDim, seed: trial.seed, dtype: dtype)
     }
 
-    static let all: [MixerCase] = [true, false].flatMap { causal in
-        softmax(causal) + linear(causal) + momentum(causal)
-    }
-    static let streaming = all.filter(\.streams)
-
-    private static func softmax(_ causal: Bool) -> [MixerCase] {
-        [
-            MixerCase(mixer: "softmax", note: "", isCausal: causal, options: { SoftmaxOptions() }, streams: causal),
-            MixerCase(
-                mixer: "softmax", note: "scale 0.3", isCausal: causal, options: { SoftmaxOptions(scale: 0.3) },
-                streams: causal),
-        ]
+    func trial(_ seed: Int, lengths range: ClosedRange<Int> = 1...70) -> Trial {
+        Trial(seed, lengths: lengths(range), headDimMultiple: headDimMultiple)
     }
 
-    private static func linear(_ causal: Bool) -> [MixerCase] {
-        var cases = FeatureMapKind.allCases.map { kind in
-            MixerCase(
-                mixer: "linear", note: kind.rawValue, isCausal: causal,
-                options: {
-                    var options = LinearOptions()
-                    options.featureMap = kind
-                    return options
-                }, streams: causal, inputScale: [.rff, .smoothedRff].contains(kind) ? 0.2 : 1,
-                isBounded: kind != .exponential)
-        }
-        if !causal {
-            cases.append(
-                MixerCase(
-                    mixer: "linear", note: "favor stabilized", isCausal: false,
-                    options: {
-                        var options = LinearOptions()
-                        options.featureMap = .favor
-                        options.stabilize = true
-                        return options
-                    }, streams: false))
-        }
+    /// Of every mechanism, or of the one that the environment's `MIXER_CASES` names.
+    static let all: [MixerCase] = [true, false].flatMap { causal in every(causal) }.filter { mixer in
+        ProcessInfo.processInfo.environment["MIXER_CASES"].map { $0 == mixer.mixer } ?? true
+    }
+
+    private static func every(_ causal: Bool) -> [MixerCase] {
+        var cases = softmax(causal)
+        cases += linear(causal)
+        cases += momentum(causal)
         return cases
     }
 
-    private static func momentum(_ causal: Bool) -> [MixerCase] {
-        func make(_ note: String, streams: Bool, ignoresHoles: Bool = true, _ options: MomentumOptions) -> MixerCase {
-            MixerCase(
-                mixer: "momentum", note: note, isCausal: causal, options: { options }, streams: streams,
-                ignoresHoles: ignoresHoles)
+    static let streaming = all.filter(\.streams)
+}
+
+/// What a case computes: a core on q, k, v where it has one, else a layer on x.
+struct MixerFunction {
+    /// Named `q`, `k`, `v`, or `x`.
+    let inputs: [(name: String, value: Tensor)]
+    let efficient: ([Tensor], Tensor?) -> Tensor
+    /// The paper's equations; nil where there is one form only.
+    let reference: (([Tensor], Tensor?) -> Tensor)?
+    /// `[batch, length]` to the shape of the output, to clear what stands at padded positions.
+    let spread: (Tensor) -> Tensor
+
+    init(_ mixer: MixerCase, _ trial: Trial, _ dtype: DType = .float64) throws {
+        let layer = try mixer.layer(for: trial, dtype: dtype)
+        if let core = (layer as? any CoreHolding)?.anyCore {
+            let tensors = trial.qkv(mixer.inputScale, dtype)
+            inputs = zip(["q", "k", "v"], tensors).map { ($0, $1) }
+            efficient = { core($0[0], $0[1], $0[2], paddingMask: $1) }
+            reference = { core.reference($0[0], $0[1], $0[2], paddingMask: $1) }
+            spread = { $0.unsqueezed(1).unsqueezed(3) }
+        } else {
+            inputs = [("x", trial.x(dtype) * mixer.inputScale)]
+            efficient = {
+                (layer as? any ReferenceEvaluating)?.usesReference = false
+                return layer($0[0], paddingMask: $1)
+            }
+            reference = (layer as? any ReferenceEvaluating).map { layer in
+                {
+                    layer.usesReference = true
+                    return layer($0[0], paddingMask: $1)
+                }
+            }
+            spread = { $0.unsqueezed(2) }
         }
-        let final = make("final", streams: false, MomentumOptions(momentum: 0.8, stepSize: 0.7, weights: .final))
-        if !causal {
-            var unnormalized = MomentumOptions(momentum: 0.9, stepSize: 0.4, weights: .final)
-            unnormalized.normalized = false
-            return [final, make("final unnormalized", streams: false, unnormalized)]
-        }
-        return [
-            final,
-            make(
-                "heavy-ball", streams: true, ignoresHoles: false, MomentumOptions(momentum: 0.9, stepSize: 0.5)),
-            make(
-                "heavy-ball of momentum 0", streams: true, MomentumOptions(momentum: 0, stepSize: 1)),
-            make(
-                "heavy-ball of momentum 0.999", streams: true, ignoresHoles: false,
-                MomentumOptions(momentum: 0.999, stepSize: 0.01)),
-            make("adaptive", streams: true, MomentumOptions(momentum: nil, stepSize: 0.6, weights: .adaptive)),
-        ]
     }
 }
 
@@ -109,7 +120,7 @@ struct Trial: CustomStringConvertible {
     let valueDim: Int
     let generator: RandomGenerator
 
-    init(_ seed: Int, lengths: ClosedRange<Int> = 1...70) {
+    init(_ seed: Int, lengths: ClosedRange<Int> = 1...70, headDimMultiple: Int = 1) {
         self.seed = UInt64(seed)
         let generator = RandomGenerator(seed: UInt64(seed) &* 7919)
         func draw(_ range: ClosedRange<Int>) -> Int {
@@ -118,7 +129,7 @@ struct Trial: CustomStringConvertible {
         batch = draw(1...3)
         heads = draw(1...4)
         length = draw(lengths)
-        headDim = draw(1...9)
+        headDim = headDimMultiple * draw(1...(headDimMultiple == 1 ? 9 : 4))
         valueDim = draw(1...9)
         self.generator = generator
     }
@@ -134,6 +145,8 @@ struct Trial: CustomStringConvertible {
     }
 
     func x(_ dtype: DType = .float64) -> Tensor { normal([batch, length, modelDim], dtype) }
+
+    func qkv(_ scale: Double = 1, _ dtype: DType) -> [Tensor] { qkv(scale, keys: nil, dtype) }
 
     func qkv(_ scale: Double = 1, keys: Int? = nil, _ dtype: DType = .float64) -> [Tensor] {
         [

@@ -19,7 +19,7 @@ import TorchNN
         ("\"modelDim\": 9223372036854775807", "modelDim must be at most 1000000, not 9223372036854775807"),
         ("\"heads\": 0", "heads must be at least 1, not 0"),
         ("\"heads\": 3", "modelDim 256 is not a multiple of heads 3"),
-        ("\"feedForwardDim\": 0", "feedForwardDim must be at least 1, not 0"),
+        ("\"feedForwardDim\": -1", "feedForwardDim must be at least 0, not -1"),
         ("\"dropout\": 1", "dropout must be at least 0 and below 1, not 1.0"),
         ("\"dropout\": -0.1", "dropout must be at least 0 and below 1, not -0.1"),
         ("\"normEpsilon\": 0", "normEpsilon must be above 0, not 0.0"),

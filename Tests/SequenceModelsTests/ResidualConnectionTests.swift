@@ -20,18 +20,14 @@ private final class MatrixMixer: Module, SequenceMixer {
 
 /// The connections against the paper's recurrence over the layers, in plain numbers, one token at a time.
 @Suite struct ResidualConnectionTests {
-    /// Layers that do nothing but mix and connect: no norm's weights, no feed-forward output.
+    /// Layers that do nothing but mix and connect: no norm's weights, no feed-forward layer.
     private func encoder(_ residual: ResidualConfiguration, _ weights: [Tensor]) throws -> SequenceEncoder {
         var configuration = smallConfiguration(try MixerConfiguration("softmax"))
-        configuration.modelDim = weights[0].size(0)
+        (configuration.modelDim, configuration.feedForwardDim) = (weights[0].size(0), 0)
         (configuration.residual, configuration.finalNorm, configuration.norm) = (residual, false, .pre)
         let encoder = SequenceEncoder(
             configuration, mixers: weights.map { MatrixMixer($0) }, using: RandomGenerator(seed: 1))
         encoder.to(.float64)
-        for block in encoder.blocks {
-            block.feedForward.down.weight.value = .zeros(like: block.feedForward.down.weight.value)
-            block.feedForward.down.bias?.value = .zeros([weights[0].size(0)], dtype: .float64)
-        }
         return encoder
     }
 

@@ -1,7 +1,12 @@
 import Torch
 
+/// A layer that brings the vectors of the last dimension to one scale: x `[…, dim]` to the same shape.
+public protocol Normalizing: Module {
+    func callAsFunction(_ x: Tensor) -> Tensor
+}
+
 /// (x - mean) / √(variance + ε) over the last dimension, times weight plus bias (Ba et al., 2016, arXiv 1607.06450).
-public final class LayerNorm: Module {
+public final class LayerNorm: Module, Normalizing {
     /// `[dim]`, ones at first.
     public let weight: Parameter
     /// `[dim]`, zeros at first.
@@ -26,7 +31,7 @@ public final class LayerNorm: Module {
 }
 
 /// x / √(mean(x²) + ε) over the last dimension, times weight (Zhang and Sennrich, 2019, arXiv 1910.07467).
-public final class RMSNorm: Module {
+public final class RMSNorm: Module, Normalizing {
     /// `[dim]`, ones at first.
     public let weight: Parameter
     public let dim: Int
@@ -44,6 +49,26 @@ public final class RMSNorm: Module {
     public func callAsFunction(_ x: Tensor) -> Tensor {
         checkLastDimension(x, dim, in: "RMSNorm")
         return rmsNorm(x, shape: [dim], weight: weight.value, epsilon: epsilon)
+    }
+}
+
+/// x / (|x| / √dim + ε) over the last dimension, without weights: ε stands outside the root (Qin et al., 2022,
+/// arXiv 2210.10340).
+public final class SimpleRMSNorm: Module, Normalizing {
+    public let dim: Int
+    public let epsilon: Double
+
+    public init(_ dim: Int, epsilon: Double = 1e-8) {
+        checkNorm(dim, epsilon, in: "SimpleRMSNorm")
+        self.dim = dim
+        self.epsilon = epsilon
+        super.init()
+    }
+
+    /// x `[…, dim]` → the same shape. A vector of zeros stays so, and takes the gradient 1 / ε.
+    public func callAsFunction(_ x: Tensor) -> Tensor {
+        checkLastDimension(x, dim, in: "SimpleRMSNorm")
+        return x / (x.safeNorm(-1) / Double(dim).squareRoot() + epsilon)
     }
 }
 
