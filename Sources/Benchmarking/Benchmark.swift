@@ -38,13 +38,9 @@ public enum Benchmark {
         _ mixer: MixerConfiguration, causal: Bool, _ shape: BenchmarkShape, pass: BenchmarkPass, repeats: Int,
         reference: Bool = false
     ) throws -> BenchmarkResult {
-        let generator = RandomGenerator(seed: 1)
-        let context = try MixerContext(
-            modelDim: shape.modelDim, heads: shape.heads, isCausal: causal, maximumLength: shape.length,
-            generator: generator)
-        let layer = try mixer.build(context)
+        let layer = try build(mixer, causal, shape)
         if reference { try useReference(layer) }
-        let x = Tensor.randomNormal([shape.batch, shape.length, shape.modelDim], using: generator)
+        let x = Tensor.randomNormal([shape.batch, shape.length, shape.modelDim], using: RandomGenerator(seed: 2))
         return measured(mixer.name, causal, shape, pass, repeats, inputs: [x], parameters: layer.parameters()) {
             layer($0[0])
         }
@@ -55,13 +51,10 @@ public enum Benchmark {
         _ mixer: MixerConfiguration, causal: Bool, _ shape: BenchmarkShape, pass: BenchmarkPass, repeats: Int,
         reference: Bool = false
     ) throws -> BenchmarkResult {
-        let generator = RandomGenerator(seed: 1)
-        let context = try MixerContext(
-            modelDim: shape.modelDim, heads: shape.heads, isCausal: causal, maximumLength: shape.length,
-            generator: generator)
-        guard let core = (try mixer.build(context) as? any CoreHolding)?.anyCore else {
+        guard let core = (try build(mixer, causal, shape) as? any CoreHolding)?.anyCore else {
             throw ConfigurationError("mixer '\(mixer.name)' is a whole layer; measure it with 'bench layer'")
         }
+        let generator = RandomGenerator(seed: 2)
         let inputs = (0..<3).map { _ in
             Tensor.randomNormal([shape.batch, shape.heads, shape.length, shape.headDim], using: generator)
         }
@@ -76,11 +69,7 @@ public enum Benchmark {
         -> BenchmarkResult
     {
         let generator = RandomGenerator(seed: 1)
-        var configuration = ModelConfiguration(mixer: mixer)
-        configuration.layers = shape.layers
-        configuration.modelDim = shape.modelDim
-        configuration.heads = shape.heads
-        let model = try LanguageModel(configuration, vocabulary: 256, maximumLength: shape.length, using: generator)
+        let model = try languageModel(mixer, shape, maximumLength: shape.length, generator)
         let optimizer = AdamW(model.namedParameters(), learningRate: 3e-4)
         let ids = Tensor.random(in: 0..<256, [shape.batch, shape.length + 1], using: generator)
         let (inputs, targets) = (ids[.all, 0..<shape.length].contiguous(), ids[.all, 1...].flattened())
@@ -99,18 +88,20 @@ public enum Benchmark {
         -> BenchmarkResult
     {
         let generator = RandomGenerator(seed: 1)
-        var configuration = ModelConfiguration(mixer: mixer)
-        configuration.layers = shape.layers
-        configuration.modelDim = shape.modelDim
-        configuration.heads = shape.heads
-        let model = try LanguageModel(
-            configuration, vocabulary: 256, maximumLength: shape.length + tokens + 8, using: generator)
+        let model = try languageModel(mixer, shape, maximumLength: shape.length + tokens + 8, generator)
         model.evaluate()
         let prompt: [Int64] = Tensor.random(in: 0..<256, [shape.length], using: generator).scalars()
         let sampler = try TokenSampler(SamplingOptions(temperature: 0), using: generator)
         var stream = try TokenGenerator(model, prompt: prompt.map(Int.init), sampler: sampler)
         let watch = Stopwatch(repeats: tokens) { _ = stream.next() }
         return report(mixer.name, true, shape, "generate", watch, tokensPerSecond: 1e3 / watch.median)
+    }
+
+    /// The sum of two float32 tensors of `megabytes` · 10⁶ bytes each, into new memory.
+    public static func addition(megabytes: Int, repeats: Int) -> BenchmarkResult {
+        let shape = BenchmarkShape(batch: 1, heads: 1, length: megabytes * 250_000, headDim: 1)
+        let x = Tensor.ones([shape.length])
+        return report("addition", false, shape, "forward", Stopwatch(repeats: repeats) { _ = x + x })
     }
 
     private static func measured(
@@ -131,6 +122,25 @@ public enum Benchmark {
             }
         }
         return report(name, causal, shape, pass.rawValue, watch)
+    }
+
+    private static func build(_ mixer: MixerConfiguration, _ causal: Bool, _ shape: BenchmarkShape) throws
+        -> any SequenceMixer
+    {
+        try mixer.build(
+            MixerContext(
+                modelDim: shape.modelDim, heads: shape.heads, isCausal: causal, maximumLength: shape.length,
+                generator: RandomGenerator(seed: 1)))
+    }
+
+    private static func languageModel(
+        _ mixer: MixerConfiguration, _ shape: BenchmarkShape, maximumLength: Int, _ generator: RandomGenerator
+    ) throws -> LanguageModel {
+        var configuration = ModelConfiguration(mixer: mixer)
+        configuration.layers = shape.layers
+        configuration.modelDim = shape.modelDim
+        configuration.heads = shape.heads
+        return try LanguageModel(configuration, vocabulary: 256, maximumLength: maximumLength, using: generator)
     }
 
     private static func report(

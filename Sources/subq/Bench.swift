@@ -3,22 +3,15 @@ import Benchmarking
 import Foundation
 import SequenceMixers
 import Torch
+import Training
 
 struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Measure time and memory of mechanisms, layers and models.",
-        subcommands: [Attention.self, Layer.self, LM.self, GenerateBench.self])
+        subcommands: [Attention.self, Layer.self, LM.self, GenerateBench.self, Addition.self])
 
-    /// What all measurements share.
-    struct Options: ParsableArguments {
-        @Option(help: ArgumentHelp("The mechanisms, by their names in `subq list`.", valueName: "A[,B…]"))
-        var mechanism: String
-        @Option(parsing: .unconditional, help: "Sequences in a batch.")
-        var batch = 1
-        @Option(parsing: .unconditional, help: "Heads.")
-        var heads = 8
-        @Option(parsing: .unconditional, help: "Channels of a head.")
-        var headDim = 64
+    /// How often work is timed and how the figures are shown.
+    struct TimingOptions: ParsableArguments {
         @Option(parsing: .unconditional, help: "Threads; all cores when left out.")
         var threads: Int?
         @Option(parsing: .unconditional, help: "Timed repetitions.")
@@ -27,21 +20,12 @@ struct Bench: ParsableCommand {
         var json = false
 
         /// Checks the values and sets the threads.
-        func mixers() throws -> [MixerConfiguration] {
-            for (name, value) in [("batch", batch), ("heads", heads), ("head-dim", headDim), ("repeats", repeats)] {
-                try Self.check(value, name)
-            }
+        func apply() throws {
+            try Self.check(repeats, "repeats")
             var compute = ComputeOptions()
             compute.threads = threads
             compute.device = "cpu"
             try compute.apply()
-            let names = mechanism.split(separator: ",")
-            guard !names.isEmpty else { throw UsageError("--mechanism names none; see 'subq list'") }
-            do {
-                return try names.map { try MixerConfiguration(String($0)) }
-            } catch let error as ConfigurationError {
-                throw UsageError("--mechanism: \(error)")
-            }
         }
 
         /// Far above every machine, and low enough that products of sizes stay numbers.
@@ -76,6 +60,41 @@ struct Bench: ParsableCommand {
         }
     }
 
+    /// What measurements of mechanisms share.
+    struct Options: ParsableArguments {
+        @Option(
+            help: ArgumentHelp(
+                "The mechanisms, by their names in `subq list`; or one with its options, as a recipe's mixer: has them.",
+                valueName: "A[,B…]|{name: A, …}"))
+        var mechanism: String
+        @Option(parsing: .unconditional, help: "Sequences in a batch.")
+        var batch = 1
+        @Option(parsing: .unconditional, help: "Heads.")
+        var heads = 8
+        @Option(parsing: .unconditional, help: "Channels of a head.")
+        var headDim = 64
+        @OptionGroup var timing: TimingOptions
+
+        /// Checks the values and sets the threads.
+        func mixers() throws -> [MixerConfiguration] {
+            for (name, value) in [("batch", batch), ("heads", heads), ("head-dim", headDim)] {
+                try TimingOptions.check(value, name)
+            }
+            try timing.apply()
+            if mechanism.hasPrefix("{") {
+                let node = try RecipeNode(yaml: mechanism, name: "--mechanism")
+                return [try RecipeDecoder.decode(MixerConfiguration.self, from: node)]
+            }
+            let names = mechanism.split(separator: ",")
+            guard !names.isEmpty else { throw UsageError("--mechanism names none; see 'subq list'") }
+            do {
+                return try names.map { try MixerConfiguration(String($0)) }
+            } catch let error as ConfigurationError {
+                throw UsageError("--mechanism: \(error)")
+            }
+        }
+    }
+
     /// What attention and layer share.
     struct PassOptions: ParsableArguments {
         @Flag(help: "The causal form.")
@@ -100,11 +119,11 @@ struct Bench: ParsableCommand {
         func run(_ options: Options, _ measure: Measure) throws {
             let pass = try benchmarkPass()
             for mixer in try options.mixers() {
-                for length in try options.lengths(length, "length") {
+                for length in try options.timing.lengths(length, "length") {
                     let shape = BenchmarkShape(
                         batch: options.batch, heads: options.heads, length: length, headDim: options.headDim)
-                    try options.show(
-                        withTorchErrors { try measure(mixer, causal, shape, pass, options.repeats, reference) })
+                    try options.timing.show(
+                        withTorchErrors { try measure(mixer, causal, shape, pass, options.timing.repeats, reference) })
                 }
             }
         }
@@ -136,6 +155,24 @@ struct Bench: ParsableCommand {
         }
     }
 
+    struct Addition: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "The sum of two tensors into new memory: what the allocator is worth.",
+            usage: "subq bench addition [--megabytes <M[,M…]>] [options]",
+            discussion: "Compare with the environment's SUBQ_ALLOCATOR=system, which turns the caching allocator off.")
+        @OptionGroup var timing: TimingOptions
+        @Option(help: "Sizes of each tensor, in units of 10⁶ bytes.")
+        var megabytes = "1,32,128"
+
+        func run() throws {
+            try timing.apply()
+            for size in try timing.lengths(megabytes, "megabytes") {
+                guard size <= 100_000 else { throw UsageError("--megabytes must be at most 100000, not \(size)") }
+                try timing.show(withTorchErrors { Benchmark.addition(megabytes: size, repeats: timing.repeats) })
+            }
+        }
+    }
+
     struct LM: ParsableCommand {
         static let configuration = CommandConfiguration(
             commandName: "lm", abstract: "A training step of a byte language model.",
@@ -150,10 +187,10 @@ struct Bench: ParsableCommand {
 
         func run() throws {
             for mixer in try options.mixers() {
-                for length in try options.lengths(length, "length") {
+                for length in try options.timing.lengths(length, "length") {
                     let shape = try options.shape(length: length, layers: layers, modelDim: modelDim)
-                    try options.show(
-                        withTorchErrors { try Benchmark.languageModel(mixer, shape, repeats: options.repeats) })
+                    try options.timing.show(
+                        withTorchErrors { try Benchmark.languageModel(mixer, shape, repeats: options.timing.repeats) })
                 }
             }
         }
@@ -174,11 +211,11 @@ struct Bench: ParsableCommand {
         var modelDim: Int?
 
         func run() throws {
-            try Bench.Options.check(tokens, "tokens")
+            try Bench.TimingOptions.check(tokens, "tokens")
             for mixer in try options.mixers() {
-                for length in try options.lengths(context, "context") {
+                for length in try options.timing.lengths(context, "context") {
                     let shape = try options.shape(length: length, layers: layers, modelDim: modelDim)
-                    try options.show(withTorchErrors { try Benchmark.generation(mixer, shape, tokens: tokens) })
+                    try options.timing.show(withTorchErrors { try Benchmark.generation(mixer, shape, tokens: tokens) })
                 }
             }
         }
@@ -187,9 +224,9 @@ struct Bench: ParsableCommand {
 
 extension Bench.Options {
     func shape(length: Int, layers: Int, modelDim: Int?) throws -> BenchmarkShape {
-        try Self.check(layers, "layers")
+        try Bench.TimingOptions.check(layers, "layers")
         let width = modelDim ?? heads * headDim
-        try Self.check(width, "model-dim")
+        try Bench.TimingOptions.check(width, "model-dim")
         guard width.isMultiple(of: heads) else {
             throw UsageError("--model-dim \(width) is not a multiple of --heads \(heads)")
         }

@@ -88,23 +88,25 @@ struct Generate: ParsableCommand {
     }
 }
 
-/// Time per token by powers of ten of the position, and what memory is resident.
+/// Time per token by powers of ten of the position, and what memory is resident there.
 private struct StepTimes {
-    private var windows: [(position: Int, times: [Double])] = []
+    private var windows: [(position: Int, times: [Double], megabytes: Double)] = []
     private static let marks = [100, 1_000, 10_000, 100_000, 1_000_000]
 
     /// Keeps the 200 tokens that follow each mark.
     mutating func add(_ time: Duration, position: Int) {
         guard let mark = Self.marks.last(where: { $0 <= position }), position < mark + 200 else { return }
-        if windows.last?.position != mark { windows.append((mark, [])) }
+        if windows.last?.position != mark { windows.append((mark, [], ProcessMemory.residentMegabytes)) }
         windows[windows.count - 1].times.append(
             Double(time.components.attoseconds) * 1e-12 + Double(time.components.seconds) * 1e6)
     }
 
     var report: String {
-        windows.map { position, times in
-            let sorted = times.sorted()
-            return "position \(position): median \(String(format: "%.1f", sorted[sorted.count / 2])) µs a token"
-        }.joined(separator: "\n") + "\nresident memory: \(String(format: "%.1f", ProcessMemory.residentMegabytes)) MB"
+        windows.map { position, times, megabytes in
+            let median = times.sorted()[times.count / 2]
+            return String(
+                format: "position %ld: median %.1f µs a token, %.1f MB resident", position, median, megabytes)
+        }.joined(separator: "\n")
+            + String(format: "\nresident memory at the end: %.1f MB", ProcessMemory.residentMegabytes)
     }
 }
