@@ -7,6 +7,7 @@ public enum MixerCatalogue {
         SoftmaxOptions.catalogueEntry,
         LinearOptions.catalogueEntry,
         MomentumOptions.catalogueEntry,
+        MegaOptions.catalogueEntry,
     ]
 
     /// - Throws: ``ConfigurationError`` that names the nearest mechanism there is.

@@ -69,6 +69,7 @@ struct MixerCase: Sendable, CustomTestStringConvertible {
         var cases = softmax(causal)
         cases += linear(causal)
         cases += momentum(causal)
+        cases += mega(causal)
         return cases
     }
 
