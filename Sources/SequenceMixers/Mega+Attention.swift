@@ -195,7 +195,8 @@ public final class MegaAttention: Module {
             return shown.softmax().masked(where: blind, with: 0)
         case .laplace:
             let (mean, deviation) = (0.707107, 0.282095)
-            let weights = (((scores - mean) / (deviation * 2.0.squareRoot())).erf() + 1) * 0.5
+            // ½ (1 + erf(x)) as ½ erfc(-x): far below μ the sum would cancel.
+            let weights = ((mean - scores) / (deviation * 2.0.squareRoot())).erfc() * 0.5
             return visible.map { weights.masked(where: .!$0, with: 0) } ?? weights
         case .relu2:
             let weights = scores.relu().square()

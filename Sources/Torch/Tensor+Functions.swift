@@ -39,6 +39,8 @@ extension Tensor {
     public func silu() -> Tensor { call("silu", self, ctorch_silu) }
     /// The error function.
     public func erf() -> Tensor { call("erf", self, ctorch_erf) }
+    /// 1 - erf(x), with all its digits where erf is close to 1.
+    public func erfc() -> Tensor { call("erfc", self, ctorch_erfc) }
     /// To the next whole number below.
     public func floor() -> Tensor { call("floor", self, ctorch_floor) }
     /// To the next whole number above.

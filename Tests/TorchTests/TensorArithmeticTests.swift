@@ -108,6 +108,7 @@ import Torch
         check(relu(x)) { max($0, 0) }
         check(x.silu()) { $0 / (1 + Foundation.exp(-$0)) }
         check(x.elu()) { $0 > 0 ? $0 : Foundation.expm1($0) }
+        check(x.erfc()) { Foundation.erfc($0) }
         check(x.gelu()) { $0 * 0.5 * (1 + Foundation.erf($0 / 2.0.squareRoot())) }
         check(x.softplus()) { Foundation.log1p(Foundation.exp($0)) }
         check(x.leakyRelu(slope: 0.1)) { $0 > 0 ? $0 : 0.1 * $0 }

@@ -6,7 +6,7 @@ CTORCH_BEGIN
 /// f(a)
 #define CTORCH_UNARY(X)                                                                                                \
   X(neg) X(abs) X(sign) X(exp) X(expm1) X(log) X(log1p) X(log2) X(sqrt) X(rsqrt) X(square) X(reciprocal) X(sin) X(cos)   \
-  X(tanh) X(sigmoid) X(relu) X(silu) X(erf) X(floor) X(ceil) X(round) X(trunc) X(logical_not) X(isnan) X(isinf)          \
+  X(tanh) X(sigmoid) X(relu) X(silu) X(erf) X(erfc) X(floor) X(ceil) X(round) X(trunc) X(logical_not) X(isnan) X(isinf)  \
   X(isfinite)
 
 /// f(a, b), broadcast; and with a number on the right, under the name with `_scalar`
