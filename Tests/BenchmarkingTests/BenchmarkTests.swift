@@ -19,16 +19,40 @@ import TorchNN
         #expect(fittedExponent(points).magnitude < 1e-12)
     }
 
+    /// As it is built when no options are given.
+    private static func layer(_ name: String, causal: Bool) throws -> any SequenceMixer {
+        try MixerConfiguration(name).build(
+            MixerContext(
+                modelDim: shape.heads * shape.headDim, heads: shape.heads, isCausal: causal, maximumLength: shape.length,
+                generator: RandomGenerator(seed: 1)))
+    }
+
     @Test(arguments: MixerCatalogue.entries.map(\.name), [true, false])
     func tinyRuns(_ name: String, _ causal: Bool) throws {
         let mixer = try MixerConfiguration(name)
+        let entry = try MixerCatalogue.entry(named: name)
+        guard causal ? entry.causal : entry.bidirectional else {
+            #expect(throws: ConfigurationError.self) {
+                try Benchmark.layer(mixer, causal: causal, Self.shape, pass: .forward, repeats: 1)
+            }
+            return
+        }
+        let hasCore = try Self.layer(name, causal: causal) is any CoreHolding
         for pass in BenchmarkPass.allCases {
             for reference in [false, true] {
-                let results = try [
-                    Benchmark.attention(
-                        mixer, causal: causal, Self.shape, pass: pass, repeats: 3, reference: reference),
-                    Benchmark.layer(mixer, causal: causal, Self.shape, pass: pass, repeats: 2, reference: reference),
+                var results = [
+                    try Benchmark.layer(
+                        mixer, causal: causal, Self.shape, pass: pass, repeats: 2, reference: reference)
                 ]
+                let attention = {
+                    try Benchmark.attention(
+                        mixer, causal: causal, Self.shape, pass: pass, repeats: 3, reference: reference)
+                }
+                if hasCore {
+                    results.append(try attention())
+                } else {
+                    #expect(throws: ConfigurationError.self) { try attention() }
+                }
                 for result in results {
                     #expect(result.mechanism == name && result.causal == causal && result.pass == pass.rawValue)
                     #expect((result.batch, result.heads, result.length, result.headDim) == (2, 2, 16, 4))
@@ -40,12 +64,16 @@ import TorchNN
         }
     }
 
-    @Test(arguments: MixerCatalogue.entries.map(\.name)) func tinyModels(_ name: String) throws {
+    @Test(arguments: MixerCatalogue.entries.filter(\.causal).map(\.name)) func tinyModels(_ name: String) throws {
         let mixer = try MixerConfiguration(name)
         let training = try Benchmark.languageModel(mixer, Self.shape, repeats: 2)
         #expect(training.pass == "train-step")
         let rate = try #require(training.tokensPerSecond)
         #expect((rate * training.medianMilliseconds / (2 * 16 * 1e3) - 1).magnitude < 1e-9)
+        guard (try Self.layer(name, causal: true) as? any StreamingMixer)?.canStream == true else {
+            #expect(throws: (any Error).self) { try Benchmark.generation(mixer, Self.shape, tokens: 3) }
+            return
+        }
         let generation = try Benchmark.generation(mixer, Self.shape, tokens: 3)
         #expect(generation.pass == "generate")
         #expect(try #require(generation.tokensPerSecond) > 0)
