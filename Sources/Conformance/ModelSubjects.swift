@@ -6,6 +6,10 @@ import Torch
 enum ModelSubjects {
     /// The comparison for a model's file; nil when the file is of something the catalogue's entry builds itself.
     static func evaluation(_ golden: GoldenCase) throws -> GoldenEvaluation? {
-        nil
+        switch (golden.system, golden.variant) {
+        case ("fourier-transformer", let variant) where FourierEncoderSubject.variants.contains(variant):
+            return try FourierEncoderSubject.evaluation(golden)
+        default: return nil
+        }
     }
 }

@@ -8,6 +8,8 @@ public enum MixerCatalogue {
         LinearOptions.catalogueEntry,
         MomentumOptions.catalogueEntry,
         MegaOptions.catalogueEntry,
+        RTransformerOptions.catalogueEntry,
+        FourierTransformerOptions.catalogueEntry,
     ]
 
     /// - Throws: ``ConfigurationError`` that names the nearest mechanism there is.

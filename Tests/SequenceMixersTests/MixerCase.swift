@@ -36,6 +36,8 @@ struct MixerCase: Sendable, CustomTestStringConvertible {
     /// The smallest number of channels a head, or of the model for mechanisms without heads, and what it must be a
     /// multiple of.
     var headDimMultiple = 1
+    /// Whether the state keeps its size, where that is not what the catalogue says of the mechanism with its defaults.
+    var hasConstantState: Bool?
 
     var testDescription: String { "\(mixer)\(note.isEmpty ? "" : " \(note)") \(isCausal ? "causal" : "bidirectional")" }
 
@@ -70,6 +72,8 @@ struct MixerCase: Sendable, CustomTestStringConvertible {
         cases += linear(causal)
         cases += momentum(causal)
         cases += mega(causal)
+        cases += rTransformer(causal)
+        cases += fourierTransformer(causal)
         return cases
     }
 
