@@ -7,6 +7,7 @@ public enum MixerCatalogue {
         SoftmaxOptions.catalogueEntry,
         LinearOptions.catalogueEntry,
         MomentumOptions.catalogueEntry,
+        CombinerOptions.catalogueEntry,
         MegaOptions.catalogueEntry,
         RTransformerOptions.catalogueEntry,
         FourierTransformerOptions.catalogueEntry,

@@ -71,6 +71,7 @@ struct MixerCase: Sendable, CustomTestStringConvertible {
         var cases = softmax(causal)
         cases += linear(causal)
         cases += momentum(causal)
+        cases += combiner(causal)
         cases += mega(causal)
         cases += rTransformer(causal)
         cases += fourierTransformer(causal)
