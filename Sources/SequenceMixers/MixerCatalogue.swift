@@ -11,6 +11,9 @@ public enum MixerCatalogue {
         MegaOptions.catalogueEntry,
         RTransformerOptions.catalogueEntry,
         FourierTransformerOptions.catalogueEntry,
+        SparseOptions.catalogueEntry,
+        NGramOptions.catalogueEntry,
+        TransformerLSOptions.catalogueEntry,
     ]
 
     /// - Throws: ``ConfigurationError`` that names the nearest mechanism there is.

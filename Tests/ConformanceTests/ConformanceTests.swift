@@ -16,7 +16,7 @@ enum Golden {
     @Test func everySystemHasFiles() throws {
         let reports = Golden.files.map { ConformanceRunner.check($0) }
         let systems = Dictionary(grouping: reports, by: \.system).mapValues(\.count)
-        #expect(systems == ["softmax": 7, "linear": 13, "momentum": 11, "combiner": 10, "mega": 9, "r-transformer": 6, "fourier-transformer": 6])
+        #expect(systems == ["softmax": 7, "linear": 13, "momentum": 11, "combiner": 10, "mega": 9, "r-transformer": 6, "fourier-transformer": 6, "sparse": 7, "ngram": 5, "transformer-ls": 8])
     }
 
     @Test(arguments: Golden.files.map(\.path)) func passes(_ path: String) throws {

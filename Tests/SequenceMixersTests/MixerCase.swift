@@ -75,6 +75,9 @@ struct MixerCase: Sendable, CustomTestStringConvertible {
         cases += mega(causal)
         cases += rTransformer(causal)
         cases += fourierTransformer(causal)
+        cases += sparse(causal)
+        cases += ngram(causal)
+        cases += transformerLS(causal)
         return cases
     }
 
