@@ -11,6 +11,8 @@ public enum MixerCatalogue {
         MegaOptions.catalogueEntry,
         RTransformerOptions.catalogueEntry,
         FourierTransformerOptions.catalogueEntry,
+        SparseMLPOptions.catalogueEntry,
+        SamformerOptions.catalogueEntry,
         SparseOptions.catalogueEntry,
         NGramOptions.catalogueEntry,
         TransformerLSOptions.catalogueEntry,

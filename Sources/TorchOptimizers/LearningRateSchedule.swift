@@ -10,6 +10,9 @@ public enum LearningRateSchedule: Equatable, Sendable {
     case constant(warmupSteps: Int = 0)
     /// Half a cosine from 1 to `finalFraction`, which it keeps beyond `steps`.
     case cosine(steps: Int, finalFraction: Double = 0, warmupSteps: Int = 0)
+    /// Half a cosine from 1 to `finalFraction` over each `every` steps, begun anew at their end (Loshchilov and Hutter,
+    /// 2016, arXiv 1608.03983).
+    case cosineRestarts(every: Int, finalFraction: Double = 0, warmupSteps: Int = 0)
     /// A straight line from 1 to `finalFraction`, which it keeps beyond `steps`.
     case linear(steps: Int, finalFraction: Double = 0, warmupSteps: Int = 0)
     /// √(warmupSteps / (s + 1)); without a warm-up, √(1 / (s + 1)).
@@ -20,6 +23,7 @@ public enum LearningRateSchedule: Equatable, Sendable {
     /// The names that recipes use.
     public enum Name: String, Codable, CaseIterable, Sendable {
         case constant, cosine, linear, step
+        case cosineRestarts = "cosine-restarts"
         case inverseSquareRoot = "inverse-square-root"
     }
 
@@ -27,6 +31,7 @@ public enum LearningRateSchedule: Equatable, Sendable {
         switch self {
         case .constant: .constant
         case .cosine: .cosine
+        case .cosineRestarts: .cosineRestarts
         case .linear: .linear
         case .inverseSquareRoot: .inverseSquareRoot
         case .step: .step
@@ -35,9 +40,8 @@ public enum LearningRateSchedule: Equatable, Sendable {
 
     public var warmupSteps: Int {
         switch self {
-        case .constant(let warmup), .cosine(_, _, let warmup), .linear(_, _, let warmup),
-            .inverseSquareRoot(let warmup),
-            .step(_, _, _, let warmup):
+        case .constant(let warmup), .cosine(_, _, let warmup), .cosineRestarts(_, _, let warmup),
+            .linear(_, _, let warmup), .inverseSquareRoot(let warmup), .step(_, _, _, let warmup):
             warmup
         }
     }
@@ -50,12 +54,18 @@ public enum LearningRateSchedule: Equatable, Sendable {
         switch self {
         case .constant: return 1
         case .cosine(let steps, let final, _):
-            return final + (1 - final) * (1 + cos(.pi * progress(step, of: steps))) / 2
+            return Self.cosine(progress(step, of: steps), final)
+        case .cosineRestarts(let every, let final, _):
+            return Self.cosine(Double((step - warmupSteps) % max(every, 1)) / Double(max(every, 1)), final)
         case .linear(let steps, let final, _): return 1 - (1 - final) * progress(step, of: steps)
         case .inverseSquareRoot: return (Double(max(warmupSteps, 1)) / Double(step + 1)).squareRoot()
         case .step(let every, let factor, let times, _):
             return pow(factor, Double(min(times, (step - warmupSteps) / max(every, 1))))
         }
+    }
+
+    private static func cosine(_ progress: Double, _ final: Double) -> Double {
+        final + (1 - final) * (1 + cos(.pi * progress)) / 2
     }
 
     /// From 0 after the warm-up to 1 at the end.
@@ -70,6 +80,9 @@ public enum LearningRateSchedule: Equatable, Sendable {
         case .constant, .inverseSquareRoot: return nil
         case .cosine(let steps, let final, _), .linear(let steps, let final, _):
             if steps < 1 { return "expected steps of at least 1, got \(steps)" }
+            return (0...1).contains(final) ? nil : "expected a finalFraction from 0 to 1, got \(final)"
+        case .cosineRestarts(let every, let final, _):
+            if every < 1 { return "expected every to be at least 1, got \(every)" }
             return (0...1).contains(final) ? nil : "expected a finalFraction from 0 to 1, got \(final)"
         case .step(let every, let factor, let times, _):
             if times < 0 { return "expected times to be at least 0, got \(times)" }
@@ -94,6 +107,9 @@ extension LearningRateSchedule: Codable {
         case .cosine:
             self = .cosine(
                 steps: try values.decode(Int.self, forKey: .steps), finalFraction: try final(), warmupSteps: warmup)
+        case .cosineRestarts:
+            self = .cosineRestarts(
+                every: try values.decode(Int.self, forKey: .every), finalFraction: try final(), warmupSteps: warmup)
         case .linear:
             self = .linear(
                 steps: try values.decode(Int.self, forKey: .steps), finalFraction: try final(), warmupSteps: warmup)
@@ -117,6 +133,9 @@ extension LearningRateSchedule: Codable {
         case .constant, .inverseSquareRoot: break
         case .cosine(let steps, let final, _), .linear(let steps, let final, _):
             try values.encode(steps, forKey: .steps)
+            try values.encode(final, forKey: .finalFraction)
+        case .cosineRestarts(let every, let final, _):
+            try values.encode(every, forKey: .every)
             try values.encode(final, forKey: .finalFraction)
         case .step(let every, let factor, let times, _):
             if times < .max { try values.encode(times, forKey: .times) }

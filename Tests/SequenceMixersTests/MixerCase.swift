@@ -75,6 +75,8 @@ struct MixerCase: Sendable, CustomTestStringConvertible {
         cases += mega(causal)
         cases += rTransformer(causal)
         cases += fourierTransformer(causal)
+        cases += sparseMLP(causal)
+        cases += samformer(causal)
         cases += sparse(causal)
         cases += ngram(causal)
         cases += transformerLS(causal)

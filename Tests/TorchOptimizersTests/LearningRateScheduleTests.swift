@@ -31,6 +31,14 @@ import TorchOptimizers
         #expect(LearningRateSchedule.inverseSquareRoot()(step: 24) == 0.2)
     }
 
+    /// Each round is a cosine of its own, and the first step of the next is one of full rate.
+    @Test func restartsBeginAnew() {
+        let schedule = LearningRateSchedule.cosineRestarts(every: 8, finalFraction: 0.1, warmupSteps: 2)
+        let round = LearningRateSchedule.cosine(steps: 8, finalFraction: 0.1)
+        #expect(schedule(step: 0) == 0.5)
+        for step in 0..<40 { #expect(abs(schedule(step: 2 + step) - round(step: step % 8)) < 1e-15, "\(step)") }
+    }
+
     @Test func theEndIsKept() {
         #expect(LearningRateSchedule.cosine(steps: 10, finalFraction: 0.25)(step: 1000) == 0.25)
         #expect(abs(LearningRateSchedule.linear(steps: 10, finalFraction: 0.25)(step: 10) - 0.25) < 1e-15)
@@ -60,7 +68,11 @@ import TorchOptimizers
     }
 
     @Test func isWrittenAsOneMapping() throws {
-        for (_, schedule) in Self.goldenCases + [("", .inverseSquareRoot(warmupSteps: 7))] {
+        let others: [(String, LearningRateSchedule)] = [
+            ("", .inverseSquareRoot(warmupSteps: 7)),
+            ("", .cosineRestarts(every: 5, finalFraction: 0.2, warmupSteps: 3)),
+        ]
+        for (_, schedule) in Self.goldenCases + others {
             let data = try JSONEncoder().encode(schedule)
             #expect(try JSONDecoder().decode(LearningRateSchedule.self, from: data) == schedule)
         }
@@ -72,14 +84,15 @@ import TorchOptimizers
         let refused = [
             #"{"name": "exponential"}"#, #"{"name": "cosine"}"#, #"{"name": "cosine", "steps": 0}"#,
             #"{"name": "linear", "steps": 5, "finalFraction": 2}"#, #"{"name": "constant", "warmupSteps": -1}"#,
-            #"{"name": "step", "every": 0}"#, #"{"name": "step", "every": 2, "factor": -1}"#, "{}",
+            #"{"name": "step", "every": 0}"#, #"{"name": "cosine-restarts", "every": 0}"#,
+            #"{"name": "cosine-restarts"}"#, #"{"name": "step", "every": 2, "factor": -1}"#, "{}",
         ]
         for text in refused {
             #expect(throws: DecodingError.self, "\(text) was accepted") { try decoded(text) }
         }
         #expect(
             LearningRateSchedule.Name.allCases.map(\.rawValue).sorted() == [
-                "constant", "cosine", "inverse-square-root", "linear", "step",
+                "constant", "cosine", "cosine-restarts", "inverse-square-root", "linear", "step",
             ])
     }
 

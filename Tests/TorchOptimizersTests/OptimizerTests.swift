@@ -19,6 +19,8 @@ struct Maker: CustomTestStringConvertible, Sendable {
         Maker("sgd") { SGD($0, learningRate: 0.1) },
         Maker("sgd-momentum") { SGD($0, learningRate: 0.1, momentum: 0.9, weightDecay: 0.02) },
         Maker("sgd-nesterov") { SGD($0, learningRate: 0.1, momentum: 0.8, nesterov: true) },
+        Maker("adam") { Adam($0, learningRate: 0.05, betas: (0.8, 0.95)) },
+        Maker("adam-decay") { Adam($0, learningRate: 0.05, weightDecay: 0.1) },
         Maker("adamw") { AdamW($0, learningRate: 0.05, betas: (0.8, 0.95), weightDecay: 0.1) },
         Maker("adamw-matrices") { AdamW($0, learningRate: 0.05, weightDecay: 0.2, decayMatricesOnly: true) },
         Maker("radam") { RAdam($0, learningRate: 0.05, weightDecay: 0.1) },
