@@ -7,6 +7,8 @@ enum ModelSubjects {
     /// The comparison for a model's file; nil when the file is of something the catalogue's entry builds itself.
     static func evaluation(_ golden: GoldenCase) throws -> GoldenEvaluation? {
         switch (golden.system, golden.variant) {
+        case ("transnormer", "transnormer-t1"), ("transnormer", "transnormer-t2"):
+            return try TransNormerSubject.evaluation(golden)
         case ("fourier-transformer", let variant) where FourierEncoderSubject.variants.contains(variant):
             return try FourierEncoderSubject.evaluation(golden)
         default: return nil

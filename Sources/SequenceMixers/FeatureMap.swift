@@ -51,10 +51,27 @@ public enum FeatureMapKind: String, NamedChoice {
     }
 }
 
+/// That the random directions Ω are drawn anew in training, as Performers do, so that no fixed error is learned around.
+public struct FeatureRedrawing {
+    /// Passes of training from one draw to the next.
+    public let interval: Int
+    public let orthogonal: Bool
+    let generator: RandomGenerator
+
+    /// - Parameter generator: whose state, saved and restored, gives the same draws again.
+    public init(every interval: Int, orthogonal: Bool, using generator: RandomGenerator) {
+        torchPrecondition(
+            interval > 0, in: "FeatureRedrawing", "expected an interval of at least 1, got \(interval)")
+        self.interval = interval
+        self.orthogonal = orthogonal
+        self.generator = generator
+    }
+}
+
 /// φ: `[…, headDim]` → `[…, features]`.
 public final class FeatureMap: Module {
     public let kind: FeatureMapKind
-    /// Ω `[headDim, columns]` of the random maps: drawn once, saved, not trained.
+    /// Ω `[headDim, columns]` of the random maps: saved, not trained, drawn once or at intervals (``redrawing``).
     public let omega: Buffer?
     /// t: inputs are multiplied by √t; nil is 1/√headDim (1 for `generalized-relu`).
     public let temperature: Double?
@@ -62,11 +79,18 @@ public final class FeatureMap: Module {
     public let stabilizes: Bool
     /// `smoothed-rff` only: the value of the constant feature.
     public let smoothing: Double
+    /// When Ω is drawn anew; nil is never.
+    public let redrawing: FeatureRedrawing?
+    /// Passes of training with the present Ω, saved so that a resumed run draws anew when the
+    /// uninterrupted one would: int64 `[1]`.
+    public let passes: Buffer?
 
     public init(
         _ kind: FeatureMapKind, omega: Tensor? = nil, temperature: Double? = nil, stabilizes: Bool = false,
-        smoothing: Double = 1
+        smoothing: Double = 1, redrawing: FeatureRedrawing? = nil
     ) {
+        torchPrecondition(
+            redrawing == nil || omega != nil, in: "FeatureMap", "'\(kind.rawValue)' has no omega to draw anew")
         torchPrecondition(
             kind.isRandom == (omega != nil), in: "FeatureMap",
             "'\(kind.rawValue)' \(kind.isRandom ? "needs" : "takes no") omega")
@@ -75,39 +99,64 @@ public final class FeatureMap: Module {
         self.temperature = temperature
         self.stabilizes = stabilizes
         self.smoothing = smoothing
+        self.redrawing = redrawing
+        passes = redrawing.map { _ in Buffer(Tensor([0])) }
         super.init()
     }
 
-    /// - Parameter paddingMask: `[batch, length]` for x `[batch, heads, length, headDim]`, true for a real token: what is padded
-    ///   has no part in the maximum that `stabilizes` takes.
-    public func callAsFunction(_ x: Tensor, paddingMask: Tensor? = nil) -> Tensor {
+    /// Ω for one pass of a layer, which in training is counted, and drawn anew when it is time.
+    ///
+    /// A pass that is computed again in the backward pass gets what it got the first time.
+    func nextOmega() -> Tensor? {
+        guard let redrawing, let passes, let omega, isTraining else { return omega?.value }
+        return Replay.choice {
+            let before = omega.value
+            let count = passes.value.integerItem()
+            let isTime = count >= redrawing.interval
+            if isTime {
+                let drawn = Self.drawOmega(
+                    headDim: before.size(0), columns: before.size(1), orthogonal: redrawing.orthogonal,
+                    using: redrawing.generator)
+                omega.value = drawn.to(before.dtype).to(before.device)
+            }
+            passes.value = Tensor([isTime ? 1 : count + 1], device: before.device)
+            return omega.value
+        }
+    }
+
+    /// - Parameters:
+    ///   - paddingMask: `[batch, length]` for x `[batch, heads, length, headDim]`, true for a real token: what is padded
+    ///     has no part in the maximum that `stabilizes` takes.
+    ///   - given: Ω of this pass; nil is the present one.
+    public func callAsFunction(_ x: Tensor, paddingMask: Tensor? = nil, omega given: Tensor? = nil) -> Tensor {
+        let omega = given ?? omega?.value
         switch kind {
         case .eluPlusOne: return x.elu() + 1
         case .relu: return x.relu()
         case .sigmoid: return x.sigmoid()
         case .exponential: return x.exp()
-        case .generalizedRelu: return projected(x, standard: 1).u.relu()
+        case .generalizedRelu: return projected(x, omega, standard: 1).u.relu()
         case .favor:
-            let (scaled, u) = projected(x)
+            let (scaled, u) = projected(x, omega)
             let features = 2 * u.size(-1)
             let squares = scaled.square().sum(-1, keepDim: true)
             var offset = squares * 0.5 + 0.5 * log(Double(features))
             if stabilizes { offset += maskedKeys(squares, paddingMask).maximum(-2, keepDim: true) }
             return concatenate([(u - offset).exp(), (-u - offset).exp()], dim: -1)
-        case .rff: return fourier(x)
+        case .rff: return fourier(x, omega)
         case .smoothedRff:
-            let waves = fourier(x)
+            let waves = fourier(x, omega)
             return concatenate([waves, Tensor.full(like: waves.sliced(-1, 0..<1), smoothing)], dim: -1)
         }
     }
 
-    private func fourier(_ x: Tensor) -> Tensor {
-        let u = projected(x).u
+    private func fourier(_ x: Tensor, _ omega: Tensor?) -> Tensor {
+        let u = projected(x, omega).u
         return concatenate([u.cos(), u.sin()], dim: -1) * (1 / Double(u.size(-1))).squareRoot()
     }
 
-    private func projected(_ x: Tensor, standard: Double? = nil) -> (scaled: Tensor, u: Tensor) {
-        guard let omega = omega?.value else { return (x, x) }
+    private func projected(_ x: Tensor, _ omega: Tensor?, standard: Double? = nil) -> (scaled: Tensor, u: Tensor) {
+        guard let omega else { return (x, x) }
         let x = x.to(x.dtype.accumulator)  // exponents need their digits
         let temperature = temperature ?? standard ?? 1 / Double(x.size(-1)).squareRoot()
         let scaled = temperature == 1 ? x : x * temperature.squareRoot()

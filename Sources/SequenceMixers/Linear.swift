@@ -25,7 +25,7 @@ public final class LinearCore: Module, StreamingCore {
 
     public func callAsFunction(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?) -> Tensor {
         check(q, k, v, paddingMask)
-        let (phiQ, phiK) = features(q, k, paddingMask)
+        let (phiQ, phiK) = features(q, k, paddingMask, omega: featureMap.nextOmega())
         guard isCausal else { return Self.bidirectional(phiQ, phiK, v, epsilon: epsilon) }
         let (fitK, fitV) = fitted(phiK, v, to: q.size(2))
         return causalLinearAttention(phiQ, fitK, fitV, epsilon: epsilon).out
@@ -40,11 +40,12 @@ public final class LinearCore: Module, StreamingCore {
     }
 
     /// φ(q), and φ(k) with the padded keys taken out. A mask as long as the queries is taken for theirs, too.
-    private func features(_ q: Tensor, _ k: Tensor, _ paddingMask: Tensor?) -> (q: Tensor, k: Tensor) {
+    private func features(_ q: Tensor, _ k: Tensor, _ paddingMask: Tensor?, omega: Tensor? = nil) -> (
+        q: Tensor, k: Tensor
+    ) {
         let ofQueries = q.size(2) == k.size(2) ? paddingMask : nil
-        return (
-            featureMap(q, paddingMask: ofQueries), maskedKeys(featureMap(k, paddingMask: paddingMask), paddingMask)
-        )
+        let phiK = featureMap(k, paddingMask: paddingMask, omega: omega)
+        return (featureMap(q, paddingMask: ofQueries, omega: omega), maskedKeys(phiK, paddingMask))
     }
 
     /// Q Σ K_j v_jᵀ / (Q Σ K_j + ε)
@@ -143,6 +144,8 @@ public struct LinearOptions: MixerOptions {
     public var stabilize = false
     /// Of `smoothed-rff`: the value of the constant feature; left out, 1.
     public var smoothing: Double?
+    /// Of random features: they are drawn anew after so many passes of training; left out, never.
+    public var redrawEvery: Int?
     public var epsilon = 1e-6
 
     public init() {}
@@ -155,6 +158,7 @@ public struct LinearOptions: MixerOptions {
         orthogonal = try container.decodeIfPresent(Bool.self, forKey: .orthogonal)
         stabilize = try container.decodeIfPresent(Bool.self, forKey: .stabilize) ?? stabilize
         smoothing = try container.decodeIfPresent(Double.self, forKey: .smoothing)
+        redrawEvery = try container.decodeIfPresent(Int.self, forKey: .redrawEvery)
         epsilon = try container.decodeIfPresent(Double.self, forKey: .epsilon) ?? epsilon
     }
 
@@ -173,6 +177,9 @@ public struct LinearOptions: MixerOptions {
         if let smoothing, !smoothing.isFinite {
             throw ConfigurationError("linear: smoothing must be a finite number, not \(smoothing)")
         }
+        if let redrawEvery, redrawEvery < 1 {
+            throw ConfigurationError("linear: redrawEvery must be at least 1, not \(redrawEvery)")
+        }
         try refuseIgnored()
         guard featureMap.isRandom else { return FeatureMap(featureMap) }
         if stabilize && context.isCausal {
@@ -186,17 +193,21 @@ public struct LinearOptions: MixerOptions {
             throw ConfigurationError(
                 "linear: features must be \(parity)positive for '\(featureMap.rawValue)', not \(count)")
         }
+        let orthogonal = orthogonal ?? featureMap.isOrthogonalByDefault
         let omega = FeatureMap.drawOmega(
-            headDim: context.headDim, columns: columns,
-            orthogonal: orthogonal ?? featureMap.isOrthogonalByDefault, using: context.generator)
+            headDim: context.headDim, columns: columns, orthogonal: orthogonal, using: context.generator)
         return FeatureMap(
-            featureMap, omega: omega, temperature: temperature, stabilizes: stabilize, smoothing: smoothing ?? 1)
+            featureMap, omega: omega, temperature: temperature, stabilizes: stabilize, smoothing: smoothing ?? 1,
+            redrawing: redrawEvery.map {
+                FeatureRedrawing(every: $0, orthogonal: orthogonal, using: context.generator)
+            })
     }
 
     /// An option that the feature map has no use for is a mistake.
     private func refuseIgnored() throws {
         let ofRandom = [
             ("features", features != nil), ("temperature", temperature != nil), ("orthogonal", orthogonal != nil),
+            ("redrawEvery", redrawEvery != nil),
         ]
         for (name, isGiven) in ofRandom where isGiven && !featureMap.isRandom {
             throw ConfigurationError("linear: featureMap '\(featureMap.rawValue)' takes no \(name)")

@@ -9,6 +9,9 @@ public enum MixerCatalogue {
         MomentumOptions.catalogueEntry,
         CombinerOptions.catalogueEntry,
         MegaOptions.catalogueEntry,
+        TransNormerOptions.catalogueEntry,
+        LinformerOptions.catalogueEntry,
+        RevisitingLinformerOptions.catalogueEntry,
         RTransformerOptions.catalogueEntry,
         FourierTransformerOptions.catalogueEntry,
         SparseMLPOptions.catalogueEntry,
@@ -74,6 +77,8 @@ public struct CatalogueEntry: Sendable {
     public let memory: String
     /// What its user must know and the columns do not say; nil when there is nothing.
     public let remark: String?
+    /// Why there is no causal form, as the end of a sentence; nil where there is one, or nothing to say.
+    public let whyNotCausal: String?
     /// The settings it takes in a recipe.
     public let options: any MixerOptions.Type
     /// Builds what a golden file describes, to be compared with its numbers.
@@ -83,6 +88,7 @@ public struct CatalogueEntry: Sendable {
         name: String, title: String, paper: Paper, causal: Bool, bidirectional: Bool, padding: Bool,
         crossAttention: Bool,
         streaming: StreamingSupport, rotary: Bool = false, time: String, memory: String, remark: String? = nil,
+        whyNotCausal: String? = nil,
         options: any MixerOptions.Type,
         golden: @escaping @Sendable (GoldenCase) throws -> GoldenSubject
     ) {
@@ -98,6 +104,7 @@ public struct CatalogueEntry: Sendable {
         self.time = time
         self.memory = memory
         self.remark = remark
+        self.whyNotCausal = whyNotCausal
         self.options = options
         self.golden = golden
     }

@@ -110,7 +110,10 @@ public struct MixerConfiguration: Codable, Sendable {
     /// - Throws: ``ConfigurationError`` when the mechanism cannot be built so.
     public func build(_ context: MixerContext) throws -> any SequenceMixer {
         let entry = try MixerCatalogue.entry(named: name)
-        if context.isCausal && !entry.causal { throw ConfigurationError("mixer '\(name)' has no causal form") }
+        if context.isCausal && !entry.causal {
+            let reason = entry.whyNotCausal.map { ": \($0)" } ?? ""
+            throw ConfigurationError("mixer '\(name)' has no causal form\(reason)")
+        }
         if !context.isCausal && !entry.bidirectional {
             throw ConfigurationError("mixer '\(name)' has no bidirectional form")
         }

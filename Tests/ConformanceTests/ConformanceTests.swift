@@ -16,7 +16,23 @@ enum Golden {
     @Test func everySystemHasFiles() throws {
         let reports = Golden.files.map { ConformanceRunner.check($0) }
         let systems = Dictionary(grouping: reports, by: \.system).mapValues(\.count)
-        #expect(systems == ["softmax": 7, "linear": 13, "momentum": 11, "sparse-mlp": 4, "combiner": 10, "mega": 9, "r-transformer": 6, "fourier-transformer": 6, "sparse": 7, "ngram": 5, "transformer-ls": 8])
+        let expected = [
+            "softmax": 7,
+            "linear": 13,
+            "momentum": 11,
+            "sparse-mlp": 4,
+            "combiner": 10,
+            "mega": 9,
+            "r-transformer": 6,
+            "fourier-transformer": 6,
+            "sparse": 7,
+            "ngram": 5,
+            "transformer-ls": 8,
+            "transnormer": 12,
+            "linformer": 10,
+            "revisiting-linformer": 5,
+        ]
+        #expect(systems == expected)
     }
 
     @Test(arguments: Golden.files.map(\.path)) func passes(_ path: String) throws {

@@ -12,6 +12,15 @@ extension MixerCase {
                 }, streams: causal, inputScale: [.rff, .smoothedRff].contains(kind) ? 0.2 : 1,
                 isBounded: kind != .exponential)
         }
+        cases.append(
+            MixerCase(
+                mixer: "linear", note: "favor redrawn", isCausal: causal,
+                options: {
+                    var options = LinearOptions()
+                    options.featureMap = .favor
+                    options.redrawEvery = 2
+                    return options
+                }, streams: causal))
         if !causal {
             cases.append(
                 MixerCase(
