@@ -19,6 +19,8 @@ public enum MixerCatalogue {
         SparseOptions.catalogueEntry,
         NGramOptions.catalogueEntry,
         TransformerLSOptions.catalogueEntry,
+        AFTOptions.catalogueEntry,
+        GMLPOptions.catalogueEntry,
     ]
 
     /// - Throws: ``ConfigurationError`` that names the nearest mechanism there is.

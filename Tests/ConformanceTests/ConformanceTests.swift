@@ -20,6 +20,8 @@ enum Golden {
             "softmax": 7,
             "linear": 13,
             "momentum": 11,
+            "aft": 10,
+            "gmlp": 6,
             "sparse-mlp": 4,
             "combiner": 10,
             "mega": 9,

@@ -83,6 +83,8 @@ struct MixerCase: Sendable, CustomTestStringConvertible {
         cases += sparse(causal)
         cases += ngram(causal)
         cases += transformerLS(causal)
+        cases += aft(causal)
+        cases += gmlp(causal)
         return cases
     }
 
