@@ -180,7 +180,7 @@ public struct FourierTransformerOptions: MixerOptions {
             m of N cosine coefficients stay: half, unless a ratio or a fixed number is given. FourierEncoder shortens \
             between the blocks of a stack.
             """,
-        options: FourierTransformerOptions.self,
+        whyNotCausal: "its cosine transform mixes the whole sequence", options: FourierTransformerOptions.self,
         golden: { try goldenSubject($0) })
 
     /// The filter alone; blocks and encoders are models.

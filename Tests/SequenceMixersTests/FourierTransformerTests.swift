@@ -133,7 +133,7 @@ import TorchNN
 
     @Test func causalFormsAreRefused() throws {
         let context = try MixerContext(modelDim: 8, heads: 2, isCausal: true, generator: RandomGenerator(seed: 1))
-        var text = "mixer 'fourier-transformer' has no causal form"
+        var text = "mixer 'fourier-transformer' has no causal form: its cosine transform mixes the whole sequence"
         #expect(throws: ConfigurationError(text)) { try MixerConfiguration("fourier-transformer").build(context) }
         text = "fourier-transformer: the cosine transform mixes the whole sequence, so there is no causal form"
         #expect(throws: ConfigurationError(text)) { try FourierTransformerOptions().build(context) }

@@ -163,7 +163,7 @@ import TorchNN
         ("\"attention\": {\"name\": \"softmax\", \"scale\": 0}", "softmax: scale must be above 0, not 0.0"),
         (
             "\"attention\": {\"name\": \"fourier-transformer\"}",
-            "mixer 'fourier-transformer' has no causal form"
+            "mixer 'fourier-transformer' has no causal form: its cosine transform mixes the whole sequence"
         ),
     ]) func refusals(_ json: String, _ text: String) throws {
         let error = #expect(throws: ConfigurationError.self) {
