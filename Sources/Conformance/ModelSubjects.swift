@@ -11,6 +11,7 @@ enum ModelSubjects {
             return try TransNormerSubject.evaluation(golden)
         case ("fourier-transformer", let variant) where FourierEncoderSubject.variants.contains(variant):
             return try FourierEncoderSubject.evaluation(golden)
+        case ("reformer", "reversible"): return try ReversibleSubject.evaluation(golden)
         default: return nil
         }
     }

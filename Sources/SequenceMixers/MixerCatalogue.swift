@@ -21,6 +21,7 @@ public enum MixerCatalogue {
         TransformerLSOptions.catalogueEntry,
         AFTOptions.catalogueEntry,
         GMLPOptions.catalogueEntry,
+        ReformerOptions.catalogueEntry,
     ]
 
     /// - Throws: ``ConfigurationError`` that names the nearest mechanism there is.

@@ -15,8 +15,8 @@ public final class LanguageModel: Module {
         _ configuration: ModelConfiguration, vocabulary: Int, maximumLength: Int, using generator: RandomGenerator
     ) throws {
         encoder = try SequenceEncoder(configuration, isCausal: true, maximumLength: maximumLength, using: generator)
-        embedding = TokenEmbedding(vocabulary, configuration, maximumLength: maximumLength, using: generator)
-        head = Linear(configuration.modelDim, vocabulary, using: generator)
+        embedding = try TokenEmbedding(vocabulary, configuration, maximumLength: maximumLength, using: generator)
+        head = Linear(configuration.outputDim, vocabulary, using: generator)
         self.vocabulary = vocabulary
         super.init()
     }

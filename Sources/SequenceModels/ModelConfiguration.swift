@@ -27,6 +27,8 @@ public enum PositionKind: String, NamedChoice {
     case sinusoidalConcatenated = "sinusoidal-concatenated"
     /// Queries and keys are turned by their position, in mixers that compare them by a dot product; any length.
     case rotary
+    /// A trained vector a position, joined from those of its coordinates in a grid (`axialShape`, `axialDims`).
+    case axial
 }
 
 /// How a classifier makes one vector of a sequence.
@@ -46,6 +48,9 @@ public struct ModelConfiguration: Codable, Sendable {
     public var feedForwardDim: Int?
     /// Whether the feed-forward layer multiplies its hidden values by a gate: `activation` is then the gate's.
     public var gatedFeedForward = false
+    /// How many tokens of a sequence the feed-forward layers take at once, forward and backward, to save memory; left out,
+    /// all.
+    public var feedForwardSlice: Int?
     public var norm: NormPlacement = .pre
     public var normalization: Normalization = .layerNorm
     public var activation: Activation = .gelu
@@ -55,6 +60,11 @@ public struct ModelConfiguration: Codable, Sendable {
     /// A norm after the last block.
     public var finalNorm = true
     public var position: PositionKind = .learned
+    /// Of `axial` positions: the sizes of the grid, whose product is at least the maximum length; left out, two about its
+    /// root.
+    public var axialShape: [Int]?
+    /// The widths of the axes' vectors, `modelDim` in all; left out, equal parts.
+    public var axialDims: [Int]?
     /// The mechanism and its options, the same in every block.
     public var mixer: MixerConfiguration
     /// The connection around each mixer.
@@ -72,6 +82,7 @@ public struct ModelConfiguration: Codable, Sendable {
         heads = try container.decodeIfPresent(Int.self, forKey: .heads) ?? heads
         feedForwardDim = try container.decodeIfPresent(Int.self, forKey: .feedForwardDim)
         gatedFeedForward = try container.decodeIfPresent(Bool.self, forKey: .gatedFeedForward) ?? gatedFeedForward
+        feedForwardSlice = try container.decodeIfPresent(Int.self, forKey: .feedForwardSlice)
         norm = try container.decodeIfPresent(NormPlacement.self, forKey: .norm) ?? norm
         normalization = try container.decodeIfPresent(Normalization.self, forKey: .normalization) ?? normalization
         activation = try container.decodeIfPresent(Activation.self, forKey: .activation) ?? activation
@@ -79,6 +90,8 @@ public struct ModelConfiguration: Codable, Sendable {
         normEpsilon = try container.decodeIfPresent(Double.self, forKey: .normEpsilon) ?? normEpsilon
         finalNorm = try container.decodeIfPresent(Bool.self, forKey: .finalNorm) ?? finalNorm
         position = try container.decodeIfPresent(PositionKind.self, forKey: .position) ?? position
+        axialShape = try container.decodeIfPresent([Int].self, forKey: .axialShape)
+        axialDims = try container.decodeIfPresent([Int].self, forKey: .axialDims)
         residual = try container.decodeIfPresent(ResidualConfiguration.self, forKey: .residual) ?? residual
         pooling = try container.decodeIfPresent(Pooling.self, forKey: .pooling) ?? pooling
     }
@@ -86,12 +99,38 @@ public struct ModelConfiguration: Codable, Sendable {
     /// `feedForwardDim`, or its default.
     public var resolvedFeedForwardDim: Int { feedForwardDim ?? (gatedFeedForward ? 8 * modelDim / 3 : 4 * modelDim) }
 
-    func makeNorm() -> any Normalizing {
+    /// Channels that come out of the stack: `modelDim`, or twice that where the blocks are reversible.
+    public var outputDim: Int { residual.kind == .reversible ? 2 * modelDim : modelDim }
+
+    /// Of the given width, or of `modelDim`.
+    func makeNorm(_ width: Int? = nil) -> any Normalizing {
+        let dim = width ?? modelDim
         switch normalization {
-        case .layerNorm: LayerNorm(modelDim, epsilon: normEpsilon)
-        case .rmsNorm: RMSNorm(modelDim, epsilon: normEpsilon)
-        case .simpleRMSNorm: SimpleRMSNorm(modelDim, epsilon: normEpsilon)
+        case .layerNorm: return LayerNorm(dim, epsilon: normEpsilon)
+        case .rmsNorm: return RMSNorm(dim, epsilon: normEpsilon)
+        case .simpleRMSNorm: return SimpleRMSNorm(dim, epsilon: normEpsilon)
         }
+    }
+
+    /// The grid of `axial` positions and the widths of its axes.
+    ///
+    /// - Throws: `ConfigurationError` when they do not fit together, or do not reach the maximum length.
+    func resolvedAxes(maximumLength: Int) throws -> (shape: [Int], dims: [Int]) {
+        let side = max(1, Int(Double(maximumLength).squareRoot().rounded(.up)))
+        let shape = axialShape ?? [side, max(1, (maximumLength + side - 1) / side)]
+        let count = max(shape.count, 1)
+        let dims = axialDims ?? (0..<count).map { modelDim / count + ($0 < modelDim % count ? 1 : 0) }
+        guard shape.count == dims.count, (shape + dims).allSatisfy({ 1...10_000_000 ~= $0 }) else {
+            throw ConfigurationError("axialShape \(shape) and axialDims \(dims) must be as many positive numbers")
+        }
+        guard dims.reduce(0, +) == modelDim else {
+            throw ConfigurationError("axialDims \(dims) must be \(modelDim) in all, as modelDim")
+        }
+        let places = shape.reduce(1.0) { $0 * Double($1) }
+        guard places >= Double(maximumLength), places < 1e15 else {
+            throw ConfigurationError("axialShape \(shape) has no room for \(maximumLength) positions")
+        }
+        return (shape, dims)
     }
 
     /// - Throws: `ConfigurationError` naming the first value that is out of range.
@@ -117,7 +156,17 @@ public struct ModelConfiguration: Codable, Sendable {
         if position == .sinusoidal && !modelDim.isMultiple(of: 2) {
             throw ConfigurationError("position sinusoidal needs an even modelDim, not \(modelDim)")
         }
+        if let feedForwardSlice { try require(feedForwardSlice, in: 1...1_000_000_000, "feedForwardSlice") }
+        if let name = axialShape != nil ? "axialShape" : axialDims != nil ? "axialDims" : nil, position != .axial {
+            throw ConfigurationError("\(name) belongs to position axial, not \(position.rawValue)")
+        }
+        if position == .axial { _ = try resolvedAxes(maximumLength: 1) }
         try residual.validate()
+        guard residual.kind == .reversible else { return }
+        if norm != .pre { throw ConfigurationError("residual: kind reversible needs norm pre, not \(norm.rawValue)") }
+        if resolvedFeedForwardDim == 0 {
+            throw ConfigurationError("residual: kind reversible needs feed-forward layers, so feedForwardDim above 0")
+        }
     }
 
     private func require(_ value: Int, in range: ClosedRange<Int>, _ name: String) throws {

@@ -3,7 +3,7 @@
 // Nguyen et al. 2022, "Momentum Transformer", arXiv 2208.00579. Per token, with velocity u_0 = 0 and a_l the mixer's output:
 //   u_l = β̃ u_{l-1} - a_l,   h_l = x_l - γ̃ u_l
 // constant: β̃ is given. adaptive: β̃_l = clamp((1 - √(|a_l - a_{l-1}| / |u_{l-1}|))², 0, 1 - δ), norms over the channels of
-// one token. β̃ = 0, γ̃ = 1 is the usual residual connection.
+// one token. β̃ = 0, γ̃ = 1 is the usual residual connection. Reversible connections are in ReversibleEncoder.swift.
 import SequenceMixers
 import Torch
 
@@ -13,6 +13,9 @@ public struct ResidualConfiguration: Codable, Sendable {
         case plain
         case constant
         case adaptive
+        /// Two streams, of which the backward pass computes what went into a block from what came out: activations are
+        /// kept for one block, whatever the depth. The encoder's output is then twice as wide.
+        case reversible
     }
 
     public var kind: Kind = .plain
@@ -47,8 +50,9 @@ public struct ResidualConfiguration: Codable, Sendable {
         if kind != .constant, let momentum {
             throw ConfigurationError("residual: momentum \(momentum) belongs to kind constant, not \(kind.rawValue)")
         }
-        if kind == .plain, let stepSize {
-            throw ConfigurationError("residual: stepSize \(stepSize) belongs to kinds constant and adaptive, not plain")
+        if kind == .plain || kind == .reversible, let stepSize {
+            throw ConfigurationError(
+                "residual: stepSize \(stepSize) belongs to kinds constant and adaptive, not \(kind.rawValue)")
         }
         if kind != .adaptive, let delta {
             throw ConfigurationError("residual: delta \(delta) belongs to kind adaptive, not \(kind.rawValue)")

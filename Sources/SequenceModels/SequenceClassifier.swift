@@ -18,8 +18,8 @@ public final class SequenceClassifier: Module {
     ) throws {
         guard classes > 1 else { throw ConfigurationError("a classifier needs at least 2 classes, not \(classes)") }
         encoder = try SequenceEncoder(configuration, isCausal: false, maximumLength: maximumLength, using: generator)
-        embedding = TokenEmbedding(vocabulary, configuration, maximumLength: maximumLength, using: generator)
-        head = Linear(configuration.modelDim, classes, using: generator)
+        embedding = try TokenEmbedding(vocabulary, configuration, maximumLength: maximumLength, using: generator)
+        head = Linear(configuration.outputDim, classes, using: generator)
         pooling = configuration.pooling
         self.classes = classes
         super.init()

@@ -7,6 +7,10 @@ public final class SequenceEncoder: Module {
     public let blocks: [TransformerBlock]
     public let norm: (any Normalizing)?
     private let residual: ResidualConfiguration
+    private let reversible: ReversibleStack?
+
+    /// Of reversible blocks: keeps all activations for the backward pass, as other blocks do, and computes none again.
+    public var keepsActivations = false
 
     /// Builds a mixer for every block from the configuration.
     ///
@@ -18,7 +22,13 @@ public final class SequenceEncoder: Module {
         var context = try configuration.mixerContext(isCausal: isCausal, maximumLength: maximumLength, using: generator)
         let mixers = try (0..<configuration.layers).map { layer in
             context.layer = layer
-            return try configuration.mixer.build(context)
+            let mixer = try configuration.mixer.build(context)
+            if mixer.isWholeBlock && configuration.residual.kind == .reversible {
+                throw ConfigurationError(
+                    "residual: kind reversible needs a mixer without a connection of its own, which "
+                        + "'\(configuration.mixer.name)' has")
+            }
+            return mixer
         }
         self.init(configuration, mixers: mixers, using: generator)
     }
@@ -26,12 +36,20 @@ public final class SequenceEncoder: Module {
     /// A block around each of the given mixers.
     public init(_ configuration: ModelConfiguration, mixers: [any SequenceMixer], using generator: RandomGenerator) {
         blocks = mixers.map { TransformerBlock($0, configuration, using: generator) }
-        norm = configuration.finalNorm ? configuration.makeNorm() : nil
+        norm = configuration.finalNorm ? configuration.makeNorm(configuration.outputDim) : nil
         residual = configuration.residual
+        reversible =
+            residual.kind == .reversible
+            ? ReversibleStack(blocks, slice: configuration.feedForwardSlice, using: generator) : nil
         super.init()
     }
 
+    /// x `[batch, length, modelDim]` → the same shape, or of width 2 modelDim where the blocks are reversible.
     public func callAsFunction(_ x: Tensor, paddingMask: Tensor? = nil) -> Tensor {
+        if let reversible {
+            let y = reversible(x, paddingMask: paddingMask, keepsActivations: keepsActivations)
+            return norm.map { $0(y) } ?? y
+        }
         var stream = ResidualStream(residual)
         let y = blocks.reduce(x) { x, block in block(x, &stream) { block.mixer($0, paddingMask: paddingMask) } }
         return norm.map { $0(y) } ?? y
@@ -43,9 +61,10 @@ public final class SequenceEncoder: Module {
     public func initialState(batch: Int) throws -> [any StreamingState] {
         try blocks.enumerated().map { index, block in
             guard let mixer = block.mixer as? any StreamingMixer, mixer.canStream else {
+                let reason = (block.mixer as? any StreamingRefusing).map { ": \($0.streamingRefusal)" } ?? ""
                 throw ConfigurationError(
                     "the mixer of block \(index), \(type(of: block.mixer)), cannot go token by token as it was configured"
-                )
+                        + reason)
             }
             return mixer.anyInitialState(batch: batch)
         }
@@ -66,13 +85,18 @@ public final class SequenceEncoder: Module {
         _ body: (any StreamingMixer, Tensor, inout any StreamingState) -> Tensor
     ) -> Tensor {
         precondition(states.count == blocks.count, "SequenceEncoder: \(states.count) states for \(blocks.count) blocks")
-        var stream = ResidualStream(residual)
-        var y = x
-        for (index, block) in blocks.enumerated() {
-            guard let mixer = block.mixer as? any StreamingMixer else {
+        func mixed(_ x: Tensor, _ index: Int) -> Tensor {
+            guard let mixer = blocks[index].mixer as? any StreamingMixer else {
                 preconditionFailure("SequenceEncoder: block \(index)'s mixer cannot go token by token")
             }
-            y = block(y, &stream) { body(mixer, $0, &states[index]) }
+            return body(mixer, x, &states[index])
+        }
+        var y = x
+        if let reversible {
+            y = reversible.streamed(x) { mixed($0, $1) }
+        } else {
+            var stream = ResidualStream(residual)
+            for (index, block) in blocks.enumerated() { y = block(y, &stream) { mixed($0, index) } }
         }
         return norm.map { $0(y) } ?? y
     }

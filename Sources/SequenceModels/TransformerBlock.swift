@@ -44,10 +44,14 @@ public final class TransformerBlock: Module {
     public let feedForwardNorm: (any Normalizing)?
     public let dropout: Dropout
     private let placement: NormPlacement
+    private let feedForwardSlice: Int?
+    private let generator: RandomGenerator
 
     public init(_ mixer: any SequenceMixer, _ configuration: ModelConfiguration, using generator: RandomGenerator) {
         self.mixer = mixer
         placement = configuration.norm
+        feedForwardSlice = configuration.feedForwardSlice
+        self.generator = generator
         mixerNorm = mixer.isWholeBlock ? nil : configuration.makeNorm()
         let hiddenDim = configuration.resolvedFeedForwardDim
         feedForwardNorm = hiddenDim > 0 ? configuration.makeNorm() : nil
@@ -65,8 +69,8 @@ public final class TransformerBlock: Module {
         let h = mixed(x, &stream, mix)
         guard let feedForward, let feedForwardNorm else { return h }
         switch placement {
-        case .post: return feedForwardNorm(h + feedForward(h))
-        case .pre: return h + feedForward(feedForwardNorm(h))
+        case .post: return feedForwardNorm(h + feedForward(h, slice: feedForwardSlice, using: generator))
+        case .pre: return h + feedForward(feedForwardNorm(h), slice: feedForwardSlice, using: generator)
         }
     }
 

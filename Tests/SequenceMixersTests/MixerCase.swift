@@ -85,6 +85,7 @@ struct MixerCase: Sendable, CustomTestStringConvertible {
         cases += transformerLS(causal)
         cases += aft(causal)
         cases += gmlp(causal)
+        cases += reformer(causal)
         return cases
     }
 

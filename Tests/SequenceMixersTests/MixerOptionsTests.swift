@@ -139,6 +139,7 @@ import TorchNN
         let context = try MixerContext(
             modelDim: 6, heads: 2, isCausal: mixer.isCausal, generator: RandomGenerator(seed: 3))
         let layer = try again.build(context)
+        layer.evaluate()
         layer.to(.float64)
         let x = trial.normal([1, mixer.fixedLength ?? 6, 6])
         let found = layer(x)

@@ -50,7 +50,7 @@ private final class MatrixMixer: Module, SequenceMixer {
             var stepSize = residual.stepSize ?? 0.9
             switch residual.kind {
             case .plain: (beta, stepSize) = (0, 1)
-            case .constant: break
+            case .constant, .reversible: break
             case .adaptive:
                 beta = 0
                 if let previous, norm(velocity) > 0 {
