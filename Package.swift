@@ -51,7 +51,7 @@ let package = Package(
         room("SequenceMixers", ["Torch", "TorchNN"]),
         room("SequenceModels", ["Torch", "TorchNN", "SequenceMixers"]),
         room("Datasets", ["Torch", "CZlib"]),
-        room("Conformance", ["Torch", "TorchNN", "SequenceMixers", "SequenceModels"]),
+        room("Conformance", ["Torch", "TorchNN", "TorchOptimizers", "SequenceMixers", "SequenceModels"]),
         room("Benchmarking", ["Torch", "TorchNN", "TorchOptimizers", "SequenceMixers", "SequenceModels", "Inference"]),
         room("Inference", ["Torch", "TorchNN", "SequenceMixers", "SequenceModels"]),
         room(

@@ -12,6 +12,7 @@ enum ModelSubjects {
         case ("fourier-transformer", let variant) where FourierEncoderSubject.variants.contains(variant):
             return try FourierEncoderSubject.evaluation(golden)
         case ("reformer", "reversible"): return try ReversibleSubject.evaluation(golden)
+        case ("samformer", _): return try ForecasterSubject.evaluation(golden)
         default: return nil
         }
     }

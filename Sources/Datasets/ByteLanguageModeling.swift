@@ -17,14 +17,16 @@ public struct ByteLanguageModeling: TokenDataset {
         self.length = length
     }
 
-    public func trainingBatches(batchSize: Int, seed: UInt64) throws(DatasetError) -> any BatchSource {
+    public func trainingBatches(batchSize: Int, seed: UInt64) throws(DatasetError) -> any BatchSource<TokenBatch> {
         try ByteWindowBatches(
             corpus[.train], name: "train split of \(corpus.name)", length: length, batchSize: batchSize, seed: seed)
     }
 
     /// Consecutive windows. Every byte of the split but its first is the target of exactly one window;
     /// the last window may be shorter, its padding is masked and not counted.
-    public func evaluationBatches(of split: DatasetSplit, batchSize: Int) throws(DatasetError) -> EvaluationBatches {
+    public func evaluationBatches(of split: DatasetSplit, batchSize: Int) throws(DatasetError)
+        -> EvaluationBatches<TokenBatch>
+    {
         try DatasetError.check(batchSize > 0, "batch size", batchSize, expected: "a positive number of windows")
         let bytes = corpus[split]
         guard bytes.count >= 2 else {

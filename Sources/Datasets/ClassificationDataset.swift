@@ -41,14 +41,16 @@ public struct ClassificationDataset: TokenDataset {
         splits[split] ?? LabeledSequences()
     }
 
-    public func trainingBatches(batchSize: Int, seed: UInt64) throws(DatasetError) -> any BatchSource {
+    public func trainingBatches(batchSize: Int, seed: UInt64) throws(DatasetError) -> any BatchSource<TokenBatch> {
         try ClassificationBatches(
             self[.train], name: "train split of \(name)", batchSize: batchSize, maximumLength: maximumLength,
             grouping: grouping, seed: seed)
     }
 
     /// In the order of the split, or sorted by length when batches group similar lengths.
-    public func evaluationBatches(of split: DatasetSplit, batchSize: Int) throws(DatasetError) -> EvaluationBatches {
+    public func evaluationBatches(of split: DatasetSplit, batchSize: Int) throws(DatasetError)
+        -> EvaluationBatches<TokenBatch>
+    {
         try DatasetError.check(batchSize > 0, "batch size", batchSize, expected: "a positive number of sequences")
         let sequences = self[split]
         let maximumLength = self.maximumLength

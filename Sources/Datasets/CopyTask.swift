@@ -29,13 +29,15 @@ public struct CopyTask: TokenDataset {
     }
 
     /// New sequences in every batch; ``BatchPosition/epoch`` stays where it is.
-    public func trainingBatches(batchSize: Int, seed: UInt64) throws(DatasetError) -> any BatchSource {
+    public func trainingBatches(batchSize: Int, seed: UInt64) throws(DatasetError) -> any BatchSource<TokenBatch> {
         try DatasetError.check(batchSize > 0, "batch size", batchSize, expected: "a positive number of sequences")
         return CopyTaskBatches(task: self, batchSize: batchSize, position: BatchPosition(seed: seed))
     }
 
     /// A fixed set for each split, the same whatever the training seed and the batch size.
-    public func evaluationBatches(of split: DatasetSplit, batchSize: Int) throws(DatasetError) -> EvaluationBatches {
+    public func evaluationBatches(of split: DatasetSplit, batchSize: Int) throws(DatasetError)
+        -> EvaluationBatches<TokenBatch>
+    {
         try DatasetError.check(batchSize > 0, "batch size", batchSize, expected: "a positive number of sequences")
         let part: UInt64 =
             switch split {

@@ -22,6 +22,8 @@ public enum DatasetError: Error, Equatable, Sendable {
     case invalidSetting(name: String, value: String, expected: String)
     /// A line of a table is not in the format. Lines count from 1.
     case malformedLine(path: String, line: Int, reason: String)
+    /// A file that has no lines is not in the format.
+    case malformedFile(path: String, reason: String)
     /// A ListOps expression is not well formed. Tokens count from 1, parentheses included.
     case malformedExpression(token: Int, reason: String)
     /// Stated answers differ from the computed ones; the line, from 1, is that of the first.
@@ -59,6 +61,8 @@ extension DatasetError: CustomStringConvertible {
             "\(name): is \(value), expected \(expected)"
         case .malformedLine(let path, let line, let reason):
             "\(path):\(line): \(reason)"
+        case .malformedFile(let path, let reason):
+            "\(path): \(reason)"
         case .malformedExpression(let token, let reason):
             "ListOps expression, token \(token): \(reason)"
         case .wrongAnswers(let path, let count, let line, let stated, let correct):

@@ -14,7 +14,7 @@ public enum Objective: Hashable, Sendable {
 /// Token sequences of one length, with what a model should say about them, as plain values.
 ///
 /// Arrays are row-major. Padding stands on the right and holds the id 0.
-public struct TokenBatch: Hashable, Sendable {
+public struct TokenBatch: TrainingBatch, Hashable {
     /// The target that is not counted in the loss nor in any metric.
     public static let ignoredTarget: Int32 = -100
 

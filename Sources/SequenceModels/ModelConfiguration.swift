@@ -71,6 +71,10 @@ public struct ModelConfiguration: Codable, Sendable {
     public var residual = ResidualConfiguration()
     /// Of a classifier.
     public var pooling: Pooling = .mean
+    /// Of an image classifier: a token is a square of so many pixels on each side.
+    public var patchSize = 4
+    /// Of a forecaster: whether each channel's history is brought to mean 0 and deviation 1, and the forecast back.
+    public var instanceNorm = true
 
     public init(mixer: MixerConfiguration) { self.mixer = mixer }
 
@@ -94,6 +98,8 @@ public struct ModelConfiguration: Codable, Sendable {
         axialDims = try container.decodeIfPresent([Int].self, forKey: .axialDims)
         residual = try container.decodeIfPresent(ResidualConfiguration.self, forKey: .residual) ?? residual
         pooling = try container.decodeIfPresent(Pooling.self, forKey: .pooling) ?? pooling
+        patchSize = try container.decodeIfPresent(Int.self, forKey: .patchSize) ?? patchSize
+        instanceNorm = try container.decodeIfPresent(Bool.self, forKey: .instanceNorm) ?? instanceNorm
     }
 
     /// `feedForwardDim`, or its default.

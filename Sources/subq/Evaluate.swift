@@ -37,6 +37,7 @@ struct Evaluate: ParsableCommand {
         }
         var metrics = result.metrics(for: recipe.task)
         if let labeled = dataset as? ClassificationDataset { metrics["majority_share"] = labeled[split].majorityShare }
+        if let images = dataset as? ImageDataset { metrics["majority_share"] = images.majorityShare(of: split) }
         if json { return try Report(run: folder, split: split.rawValue, metrics: metrics).printJSON() }
         for (name, value) in metrics.sorted(by: { $0.key < $1.key }) {
             print(

@@ -57,6 +57,23 @@ struct Mistake: CustomTestStringConvertible, Sendable {
                 + "printf '\(line)' >> d/basic_train.tsv")
     }
 
+    /// A table of series that is not as it must be; the script makes `d`.
+    static func series(_ spoil: String, _ code: Code = .data, says: String) -> Mistake {
+        task("forecasting", "{kind: series, path: d, channels: 2, lookback: 4, horizon: 2}", spoil, code, says)
+    }
+
+    /// A folder of images that is not as it must be; the script makes `d`.
+    static func images(_ spoil: String, _ code: Code = .data, says: String) -> Mistake {
+        task("image-classification", "{kind: mnist, path: d}", spoil, code, says)
+    }
+
+    private static func task(_ name: String, _ data: String, _ spoil: String, _ code: Code, _ says: String) -> Mistake {
+        let model = "{layers: 1, modelDim: 4, heads: 2, position: none, mixer: {name: softmax}}"
+        let recipe = "{task: \(name), data: \(data), model: \(model), training: {batchSize: 2}}"
+        return Mistake(
+            "train", "r.yaml", "--out", "new", code: code, says: says, spoil: "printf '\(recipe)' > r.yaml; \(spoil)")
+    }
+
     /// A run directory that is not as it must be.
     static func run(
         _ spoil: String, read subcommand: String = "evaluate", _ code: Code = .data, says: String

@@ -57,6 +57,9 @@ struct RecipeTests {
         ["data={kind: listops, length: 128}", "task=classification"], ["name='yes'"], ["name='1e5'"], ["name='null'"],
         ["name=\"two\\nlines: #x\""], ["data.path=/a b/c: d #e"], ["model.x=[1, [2, three], {}]", "model.y={}"],
         ["model.x=-.inf", "model.y=1.", "model.z=.5e3", "model.w='.5e3'"],
+        ["task=image-classification", "data={kind: mnist, path: x}", "optimizer={name: adam, sam: {rho: 0.5}}"],
+        ["task=forecasting", "data={kind: ett, path: x, horizon: 3}", "schedule={name: cosine-restarts, every: 7}"],
+        ["task=forecasting", "data={kind: series, path: x, channels: 2, splits: [0.5, 0.2, 0.3]}"],
     ])
     func survivesItsOwnYAML(overrides: [String]) throws {
         let recipe = try Recipe(yaml: Self.demo, name: "demo.yaml", overrides: overrides)
@@ -83,14 +86,14 @@ struct RecipeTests {
         ),
         (
             "name: adamw", "name: sgd",
-            "unknown key 'optimizer.betas' in x.yaml:10; expected one of name, learningRate, weightDecay, clipNorm, momentum"
+            "unknown key 'optimizer.betas' in x.yaml:10; expected one of name, learningRate, weightDecay, clipNorm, sam, momentum"
         ),
         ("path: some/folder", "paht: some/folder", "unknown key 'data.paht' in x.yaml:4; did you mean 'path'?"),
         ("path: some/folder, ", "", "missing key 'data.path' in x.yaml:4"),
         ("task: language-model", "#", "missing key 'task' in x.yaml:1"),
         (
             "task: language-model", "task: language-modle",
-            "'task' in x.yaml:2: expected one of language-model, classification, copy, found 'language-modle'; did you mean 'language-model'?"
+            "'task' in x.yaml:2: expected one of language-model, classification, image-classification, forecasting, copy, found 'language-modle'; did you mean 'language-model'?"
         ),
         ("task: language-model", "task: copy", "'data.kind' in x.yaml:4: expected copy for the task copy, found bytes"),
         ("steps: 1000", "steps: many", "'training.steps' in x.yaml:12: expected an integer, found the text 'many'"),

@@ -322,9 +322,10 @@ struct EvaluationTests {
         try TrainingBench.withFolder { bench in
             for model in TrainingBench.models.keys {
                 let experiment = try Experiment(bench.recipe(model, []))
-                #expect(experiment.description.vocabulary == experiment.dataset.vocabularySize)
-                #expect(experiment.description.maximumLength == experiment.dataset.maximumLength)
-                if case .classification(let classes) = experiment.dataset.objective {
+                let dataset = try #require(experiment.dataset as? any TokenDataset)
+                #expect(experiment.description.vocabulary == dataset.vocabularySize)
+                #expect(experiment.description.maximumLength == dataset.maximumLength)
+                if case .classification(let classes) = dataset.objective {
                     #expect(experiment.description.classes == classes)
                 } else {
                     #expect(experiment.description.kind == .languageModel)

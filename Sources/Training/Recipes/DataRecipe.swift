@@ -3,12 +3,16 @@ import Torch
 /// The data of a recipe. Each kind has keys of its own; those of another kind are refused.
 public enum DataRecipe: Codable, Equatable, Sendable {
     /// The word that a recipe has for it.
-    public enum Kind: String, NamedChoice { case bytes, enwik8, copy, listops }
+    public enum Kind: String, NamedChoice { case bytes, enwik8, copy, listops, mnist, cifar10, ett, series }
 
     case bytes(Bytes)
     case enwik8(Enwik8)
     case copy(Copy)
     case listops(ListOps)
+    case mnist(Images)
+    case cifar10(Images)
+    case ett(Series)
+    case series(Series)
 
     public var kind: Kind {
         switch self {
@@ -16,6 +20,10 @@ public enum DataRecipe: Codable, Equatable, Sendable {
         case .enwik8: .enwik8
         case .copy: .copy
         case .listops: .listops
+        case .mnist: .mnist
+        case .cifar10: .cifar10
+        case .ett: .ett
+        case .series: .series
         }
     }
 
@@ -44,15 +52,7 @@ public enum DataRecipe: Codable, Equatable, Sendable {
             self.init(path: try values.path(.path))
             extensions = try values.value(.extensions, default: extensions)
             length = try values.value(.length, default: length, .between(2, and: 1 << 24))
-            splits = try values.value(.splits, default: splits)
-            guard splits.count == 3, splits.allSatisfy({ $0 >= 0 && $0 <= 1 }), splits[0] > 0,
-                abs(splits.reduce(0, +) - 1) < 1e-6
-            else {
-                throw DecodingError.dataCorruptedError(
-                    forKey: .splits, in: values,
-                    debugDescription: "expected three shares that add up to 1, as in [0.9, 0.05, 0.05], found \(splits)"
-                )
-            }
+            splits = try values.shares(.splits, default: splits)
         }
     }
 
@@ -149,6 +149,10 @@ public enum DataRecipe: Codable, Equatable, Sendable {
         case .enwik8: self = .enwik8(try Enwik8(from: decoder))
         case .copy: self = .copy(try Copy(from: decoder))
         case .listops: self = .listops(try ListOps(from: decoder))
+        case .mnist: self = .mnist(try Images(from: decoder))
+        case .cifar10: self = .cifar10(try Images(from: decoder))
+        case .ett: self = .ett(try Series(ettFrom: decoder))
+        case .series: self = .series(try Series(from: decoder))
         }
     }
 
@@ -160,13 +164,16 @@ public enum DataRecipe: Codable, Equatable, Sendable {
         case .enwik8(let data): try data.encode(to: encoder)
         case .copy(let data): try data.encode(to: encoder)
         case .listops(let data): try data.encode(to: encoder)
+        case .mnist(let data), .cifar10(let data): try data.encode(to: encoder)
+        case .ett(let data): try data.encodeETT(to: encoder)
+        case .series(let data): try data.encode(to: encoder)
         }
     }
 }
 
 extension KeyedDecodingContainer {
     /// A path that is there and could name a file; whether it does is for the reader of the data to say.
-    fileprivate func path(_ key: Key) throws -> String {
+    func path(_ key: Key) throws -> String {
         let path = try decode(String.self, forKey: key)
         guard !path.isEmpty, !path.contains("\0") else {
             throw DecodingError.dataCorruptedError(

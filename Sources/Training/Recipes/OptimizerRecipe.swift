@@ -3,7 +3,7 @@ import Torch
 /// How parameters are updated. A key that the named optimizer has no use for is refused.
 public struct OptimizerRecipe: Codable, Equatable, Sendable {
     /// The words that recipes use.
-    public enum Name: String, NamedChoice { case sgd, adamw, radam }
+    public enum Name: String, NamedChoice { case sgd, adam, adamw, radam }
 
     public var name = Name.adamw
     /// The full rate, which the schedule multiplies.
@@ -11,17 +11,35 @@ public struct OptimizerRecipe: Codable, Equatable, Sendable {
     public var weightDecay = 0.01
     /// Of `sgd`.
     public var momentum = 0.0
-    /// The decay rates of both running means, of `adamw` and `radam`.
+    /// The decay rates of both running means, of all but `sgd`.
     public var betas = [0.9, 0.95]
-    /// Of `adamw` and `radam`.
+    /// Of all but `sgd`.
     public var epsilon = 1e-8
     /// The largest norm of all gradients together; 0 for no clipping.
     public var clipNorm = 1.0
+    /// Takes the gradients where the loss is highest around the weights; nil for those at the weights.
+    public var sam: Sharpness?
+
+    /// Sharpness-aware minimization around the optimizer.
+    public struct Sharpness: Codable, Equatable, Sendable {
+        /// ρ, the radius of what counts as around.
+        public var rho = 0.05
+        /// Whether the radius of each weight goes by its magnitude.
+        public var adaptive = false
+
+        public init() {}
+
+        public init(from decoder: any Decoder) throws {
+            let values = try decoder.container(keyedBy: CodingKeys.self)
+            rho = try values.value(.rho, default: rho, .above(0))
+            adaptive = try values.value(.adaptive, default: adaptive)
+        }
+    }
 
     public init() {}
 
     private enum CodingKeys: String, CodingKey {
-        case name, learningRate, weightDecay, momentum, betas, epsilon, clipNorm
+        case name, learningRate, weightDecay, momentum, betas, epsilon, clipNorm, sam
     }
 
     public init(from decoder: any Decoder) throws {
@@ -30,9 +48,10 @@ public struct OptimizerRecipe: Codable, Equatable, Sendable {
         learningRate = try values.value(.learningRate, default: learningRate, .above(0))
         weightDecay = try values.value(.weightDecay, default: weightDecay, .atLeast(0))
         clipNorm = try values.value(.clipNorm, default: clipNorm, .atLeast(0))
+        sam = try values.decodeIfPresent(Sharpness.self, forKey: .sam)
         switch name {
         case .sgd: momentum = try values.value(.momentum, default: momentum, .from(0, below: 1))
-        case .adamw, .radam:
+        case .adam, .adamw, .radam:
             epsilon = try values.value(.epsilon, default: epsilon, .above(0))
             betas = try values.value(.betas, default: betas)
             guard betas.count == 2, betas.allSatisfy({ $0 >= 0 && $0 < 1 }) else {
@@ -50,11 +69,12 @@ public struct OptimizerRecipe: Codable, Equatable, Sendable {
         try values.encode(weightDecay, forKey: .weightDecay)
         switch name {
         case .sgd: try values.encode(momentum, forKey: .momentum)
-        case .adamw, .radam:
+        case .adam, .adamw, .radam:
             try values.encode(betas, forKey: .betas)
             try values.encode(epsilon, forKey: .epsilon)
         }
         try values.encode(clipNorm, forKey: .clipNorm)
+        try values.encodeIfPresent(sam, forKey: .sam)
     }
 }
 
@@ -63,15 +83,16 @@ public struct ScheduleRecipe: Codable, Equatable, Sendable {
     /// The words that recipes use.
     public enum Name: String, NamedChoice {
         case constant, cosine, linear, step
+        case cosineRestarts = "cosine-restarts"
         case inverseSquareRoot = "inverse-square-root"
     }
 
     public var name = Name.constant
     /// Steps over which the rate rises to its full value.
     public var warmupSteps = 0
-    /// The share of the full rate that is left at the end, of `cosine` and `linear`.
+    /// The share of the full rate that is left at the end, of `cosine`, `cosine-restarts` and `linear`.
     public var finalFraction = 0.0
-    /// Steps between two reductions, of `step`.
+    /// Steps between two reductions, of `step`, or two starts, of `cosine-restarts`.
     public var every = 1000
     /// What the rate is multiplied by at each reduction, of `step`.
     public var factor = 0.1
@@ -90,6 +111,9 @@ public struct ScheduleRecipe: Codable, Equatable, Sendable {
         case .constant, .inverseSquareRoot: break
         case .cosine, .linear:
             finalFraction = try values.value(.finalFraction, default: finalFraction, .between(0, and: 1))
+        case .cosineRestarts:
+            every = try values.value(.every, default: every, .atLeast(1))
+            finalFraction = try values.value(.finalFraction, default: finalFraction, .between(0, and: 1))
         case .step:
             every = try values.value(.every, default: every, .atLeast(1))
             factor = try values.value(.factor, default: factor, .between(0, and: 1))
@@ -104,6 +128,9 @@ public struct ScheduleRecipe: Codable, Equatable, Sendable {
         switch name {
         case .constant, .inverseSquareRoot: break
         case .cosine, .linear: try values.encode(finalFraction, forKey: .finalFraction)
+        case .cosineRestarts:
+            try values.encode(every, forKey: .every)
+            try values.encode(finalFraction, forKey: .finalFraction)
         case .step:
             try values.encode(every, forKey: .every)
             try values.encode(factor, forKey: .factor)

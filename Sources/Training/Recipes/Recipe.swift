@@ -10,13 +10,17 @@ public struct Recipe: Codable, Equatable, Sendable {
     public enum Task: String, NamedChoice {
         case languageModel = "language-model"
         case classification
+        case imageClassification = "image-classification"
+        case forecasting
         case copy
 
         /// The kinds of data that the task can be trained on.
         var dataKinds: [DataRecipe.Kind] {
             switch self {
             case .languageModel: [.bytes, .enwik8]
-            case .classification: [.listops]
+            case .classification: [.listops, .mnist, .cifar10]
+            case .imageClassification: [.mnist, .cifar10]
+            case .forecasting: [.ett, .series]
             case .copy: [.copy]
             }
         }

@@ -9,7 +9,7 @@ import TorchOptimizers
 /// A recipe made real: its data opened and its model built.
 public struct Experiment {
     public let recipe: Recipe
-    public let dataset: any TokenDataset
+    public let dataset: any TrainingDataset
     public let description: ModelDescription
     public let model: TaskModel
     /// Drew the initial weights, and draws dropout during training.
@@ -32,8 +32,8 @@ public struct Experiment {
         self.description = description
         dataset = try recipe.data.open(seed: UInt64(recipe.seed))
         // Found missing now, not at the first evaluation.
-        _ = try dataset.trainingBatches(batchSize: recipe.training.batchSize, seed: UInt64(recipe.seed))
-        _ = try dataset.evaluationBatches(of: .validation, batchSize: recipe.training.batchSize)
+        _ = try dataset.anyTrainingBatches(batchSize: recipe.training.batchSize, seed: UInt64(recipe.seed))
+        _ = try dataset.evaluationBatchCount(of: .validation, batchSize: recipe.training.batchSize)
     }
 
     /// The model of a finished or running experiment with its best weights.
@@ -119,6 +119,26 @@ extension Recipe {
             ModelDescription(
                 kind: .classifier, vocabulary: ListOpsToken.vocabularySize, classes: ListOpsToken.classes,
                 maximumLength: data.length, model: configuration)
+        case .mnist: try images(ImageShape(channels: 1, height: 28, width: 28), configuration)
+        case .cifar10: try images(ImageShape(channels: 3, height: 32, width: 32), configuration)
+        case .ett(let data), .series(let data):
+            ModelDescription(
+                series: ForecastShape(channels: data.channels, lookback: data.lookback, horizon: data.horizon),
+                model: configuration)
+        }
+    }
+
+    /// Of ten classes, as both sets have; pixel by pixel, or in patches.
+    private func images(_ image: ImageShape, _ configuration: ModelConfiguration) throws -> ModelDescription {
+        guard task == .imageClassification else {
+            return ModelDescription(
+                kind: .classifier, vocabulary: 256, classes: 10,
+                maximumLength: image.channels * image.height * image.width, model: configuration)
+        }
+        do {
+            return try ModelDescription(image: image, classes: 10, model: configuration)
+        } catch let error as ConfigurationError {
+            throw RecipeError(.invalid("\(error)"), keyPath: "model", place: model.place)
         }
     }
 
@@ -133,7 +153,7 @@ extension DataRecipe {
     /// Opens or generates the data.
     ///
     /// - Throws: `DatasetError`.
-    public func open(seed: UInt64) throws -> any TokenDataset {
+    public func open(seed: UInt64) throws -> any TrainingDataset {
         switch self {
         case .bytes(let data):
             let fractions = SplitFractions(train: data.splits[0], validation: data.splits[1], test: data.splits[2])
@@ -152,6 +172,20 @@ extension DataRecipe {
             }
             return try ClassificationDataset.listOps(
                 generating: data.configuration(seed: seed), grouping: .similarLengths(pool: 8))
+        case .mnist(let data):
+            let images = try ImageDataset.mnist(
+                contentsOf: URL(fileURLWithPath: data.path), validationCount: data.validationExamples)
+            guard images.size == ImageSize(channels: 1, height: 28, width: 28) else {
+                throw DatasetError.malformedFile(
+                    path: data.path,
+                    reason: "its images are \(images.size.height) by \(images.size.width), expected 28 by 28")
+            }
+            return images
+        case .cifar10(let data):
+            return try ImageDataset.cifar10(
+                contentsOf: URL(fileURLWithPath: data.path), validationCount: data.validationExamples)
+        case .ett(let data): return try data.open(split: .ett)
+        case .series(let data): return try data.open(split: .shares(train: data.splits[0], test: data.splits[2]))
         }
     }
 }
@@ -170,6 +204,19 @@ extension DataRecipe.ListOps {
         configuration.seed = seed
         return configuration
     }
+}
+
+extension DataRecipe.Series {
+    fileprivate func open(split: SeriesSplit) throws -> ForecastingSeries {
+        try ForecastingSeries(
+            contentsOf: URL(fileURLWithPath: path), split: split, channels: channels, lookback: lookback,
+            horizon: horizon)
+    }
+}
+
+extension SeriesBatch {
+    var historyTensor: Tensor { Tensor(history, shape: [batch, channels, lookback]) }
+    var futureTensor: Tensor { Tensor(future, shape: [batch, channels, horizon]) }
 }
 
 extension TokenBatch {

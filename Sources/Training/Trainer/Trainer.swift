@@ -1,5 +1,6 @@
 import Datasets
 import Foundation
+import SequenceMixers
 import SequenceModels
 import Torch
 import TorchNN
@@ -46,6 +47,8 @@ public final class Trainer {
     private let optimizer: any Optimizer
     private let schedule: LearningRateSchedule
     private let parameters: [Parameter]
+    /// The model's parts that add to the loss.
+    private let auxiliaries: [any AuxiliaryLossProviding]
     private var source: any BatchSource
     private var progress: TrainingProgress
     /// What the newest checkpoint says.
@@ -66,9 +69,11 @@ public final class Trainer {
         self.run = run
         recipe = experiment.recipe
         parameters = experiment.model.module.parameters()
+        auxiliaries = experiment.model.module.namedModules().compactMap { $0.module as? any AuxiliaryLossProviding }
         optimizer = try recipe.optimizer.build(for: experiment.model.module)
         schedule = recipe.schedule.build(steps: recipe.training.steps)
-        source = try experiment.dataset.trainingBatches(batchSize: recipe.training.batchSize, seed: UInt64(recipe.seed))
+        source = try experiment.dataset.anyTrainingBatches(
+            batchSize: recipe.training.batchSize, seed: UInt64(recipe.seed))
         progress = TrainingProgress(position: source.position)
         reporter = ProgressReporter(every: recipe.training.logEvery, to: output)
         if resuming, let checkpoint = try run.checkpoints.newest(warn: { output.write("warning: \($0)\n") }) {
@@ -151,31 +156,51 @@ public final class Trainer {
     private func takeStep() throws {
         let start = ContinuousClock.now
         optimizer.learningRate = recipe.optimizer.learningRate * schedule(step: progress.step)
-        optimizer.zeroGradients()
-        let accumulation = recipe.training.accumulation
-        var loss = 0.0
-        var tokens = 0
-        for _ in 0..<accumulation {
-            let batch = try source.next()
-            let share = try withTorchErrors { () -> Double in
-                let value = experiment.model.loss(batch) / Double(accumulation)
-                value.backward()
-                return value.item()
-            }
-            loss += share
-            tokens += batch.realTokens
+        let batches = try (0..<recipe.training.accumulation).map { _ in try source.next() }
+        let sharpness = optimizer as? SAM
+        let random = sharpness.map { _ in experiment.generator.state }
+        let pass = try takeGradients(of: batches)
+        var loss = pass.loss
+        // Whatever goes wrong, the weights must not stay where SAM moves them.
+        defer { sharpness?.retreat() }
+        if let sharpness, let random {
+            let slope = try withTorchErrors { sharpness.climb() }
+            guard loss.isFinite, slope.isFinite else { throw diverged(loss, at: progress.step + 1) }
+            // A second pass of the same function: dropout draws what it drew before.
+            experiment.generator.state = random
+            loss = try takeGradients(of: batches).loss
         }
         let limit = recipe.optimizer.clipNorm > 0 ? recipe.optimizer.clipNorm : .infinity
         let norm = clipGradientNorm(parameters, maximum: limit)
         guard loss.isFinite, norm.isFinite else { throw diverged(loss, at: progress.step + 1) }
         try withTorchErrors { optimizer.step() }
         let seconds = (ContinuousClock.now - start).seconds
+        let tokens = batches.reduce(0) { $0 + $1.realTokens }
         progress.step += 1
         progress.tokens += tokens
         progress.seconds += seconds
         progress.position = source.position
-        progress.window.add(loss: loss, gradientNorm: norm, tokens: tokens, seconds: seconds)
+        progress.window.add(
+            loss: pass.loss, auxiliaryLoss: pass.auxiliaryLoss, gradientNorm: norm, tokens: tokens, seconds: seconds)
         rate.add(tokens: tokens, seconds: seconds)
+    }
+
+    /// Fills the gradients with those of the batches' mean loss, and of what the model's parts add to it.
+    private func takeGradients(of batches: [any TrainingBatch]) throws -> (loss: Double, auxiliaryLoss: Double?) {
+        optimizer.zeroGradients()
+        let count = Double(batches.count)
+        var loss = 0.0
+        var auxiliaryLoss: Double?
+        for batch in batches {
+            try withTorchErrors {
+                let share = experiment.model.loss(batch) / count
+                let extras = auxiliaries.compactMap { $0.auxiliaryLoss }.map { $0 / count }
+                extras.reduce(share, +).backward()
+                loss += share.item()
+                for extra in extras { auxiliaryLoss = (auxiliaryLoss ?? 0) + extra.item() }
+            }
+        }
+        return (loss, auxiliaryLoss)
     }
 
     /// Names a parameter whose value is bad before one whose gradient is: after one bad value all gradients are bad.
@@ -200,6 +225,7 @@ public final class Trainer {
             "seconds": progress.seconds,
         ]
         if recipe.task == .languageModel { values["bits_per_byte"] = loss / Foundation.log(2) }
+        if let sum = window.auxiliaryLoss { values["auxiliary_loss"] = sum / count }
         try record("train", values)
         progress.window = LogWindow()
     }
@@ -237,9 +263,6 @@ public final class Trainer {
         guard result.loss.isFinite else { throw diverged(result.loss, at: progress.step) }
         progress.evaluatedStep = progress.step
         try record("validation", result.metrics(for: recipe.task))
-        let shown =
-            recipe.task == .languageModel
-            ? "\(HumanFormat.short(result.bits)) bits/byte" : HumanFormat.short(result.loss)
         if progress.bestLoss.map({ result.loss < $0 }) ?? true {
             (progress.bestLoss, progress.bestStep, progress.evaluationsSinceBest) = (result.loss, progress.step, 0)
             try saveWeights()
@@ -247,7 +270,7 @@ public final class Trainer {
             progress.evaluationsSinceBest += 1
         }
         reporter.message(
-            "step \(progress.step): validation \(shown), accuracy \(HumanFormat.short(result.accuracy))"
+            "step \(progress.step): validation \(result.summary(for: recipe.task))"
                 + (progress.bestStep == progress.step ? " (best so far)" : ""))
     }
 
@@ -298,10 +321,19 @@ extension Duration {
 extension OptimizerRecipe {
     /// The optimizer for a module's parameters.
     func build(for module: Module) throws -> any Optimizer {
-        let parameters = module.namedParameters()
+        let optimizer = plainOptimizer(for: module.namedParameters())
+        guard let sam else { return optimizer }
+        return SAM(optimizer, module.parameters(), rho: sam.rho, isAdaptive: sam.adaptive)
+    }
+
+    private func plainOptimizer(for parameters: [(name: String, parameter: Parameter)]) -> any Optimizer {
         switch name {
         case .sgd:
             return SGD(parameters, learningRate: learningRate, momentum: momentum, weightDecay: weightDecay)
+        case .adam:
+            return Adam(
+                parameters, learningRate: learningRate, betas: (betas[0], betas[1]), epsilon: epsilon,
+                weightDecay: weightDecay)
         case .adamw:
             return AdamW(
                 parameters, learningRate: learningRate, betas: (betas[0], betas[1]), epsilon: epsilon,
@@ -320,6 +352,7 @@ extension ScheduleRecipe {
         switch name {
         case .constant: .constant(warmupSteps: warmupSteps)
         case .cosine: .cosine(steps: steps, finalFraction: finalFraction, warmupSteps: warmupSteps)
+        case .cosineRestarts: .cosineRestarts(every: every, finalFraction: finalFraction, warmupSteps: warmupSteps)
         case .linear: .linear(steps: steps, finalFraction: finalFraction, warmupSteps: warmupSteps)
         case .inverseSquareRoot: .inverseSquareRoot(warmupSteps: warmupSteps)
         case .step: .step(every: every, factor: factor, times: times > 0 ? times : .max, warmupSteps: warmupSteps)

@@ -28,13 +28,16 @@ struct TrainingProgress: Codable, Equatable {
 /// Sums over the steps since the last line of the log.
 struct LogWindow: Codable, Equatable {
     var loss = 0.0
+    /// What parts of the model add to the loss; nil where none does.
+    var auxiliaryLoss: Double?
     var gradientNorm = 0.0
     var tokens = 0
     var seconds = 0.0
     var steps = 0
 
-    mutating func add(loss: Double, gradientNorm: Double, tokens: Int, seconds: Double) {
+    mutating func add(loss: Double, auxiliaryLoss: Double?, gradientNorm: Double, tokens: Int, seconds: Double) {
         self.loss += loss
+        if let auxiliaryLoss { self.auxiliaryLoss = (self.auxiliaryLoss ?? 0) + auxiliaryLoss }
         self.gradientNorm += gradientNorm
         self.tokens += tokens
         self.seconds += seconds
