@@ -137,7 +137,8 @@ import TorchNN
         // It builds the same function.
         let trial = Trial(7, lengths: 6...6)
         let context = try MixerContext(
-            modelDim: 6, heads: 2, isCausal: mixer.isCausal, generator: RandomGenerator(seed: 3))
+            modelDim: 6, heads: 2, isCausal: mixer.isCausal, maximumLength: mixer.fixedLength ?? mixer.maximumLength,
+            generator: RandomGenerator(seed: 3))
         let layer = try again.build(context)
         layer.evaluate()
         layer.to(.float64)
