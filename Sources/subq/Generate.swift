@@ -93,9 +93,9 @@ private struct StepTimes {
     private var windows: [(position: Int, times: [Double], megabytes: Double)] = []
     private static let marks = [100, 1_000, 10_000, 100_000, 1_000_000]
 
-    /// Keeps the 200 tokens that follow each mark.
+    /// Keeps the tokens that follow each mark: 2,000 of them, or all up to the next.
     mutating func add(_ time: Duration, position: Int) {
-        guard let mark = Self.marks.last(where: { $0 <= position }), position < mark + 200 else { return }
+        guard let mark = Self.marks.last(where: { $0 <= position }), position < mark + min(9 * mark, 2_000) else { return }
         if windows.last?.position != mark { windows.append((mark, [], ProcessMemory.residentMegabytes)) }
         windows[windows.count - 1].times.append(
             Double(time.components.attoseconds) * 1e-12 + Double(time.components.seconds) * 1e6)
