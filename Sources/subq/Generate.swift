@@ -95,7 +95,9 @@ private struct StepTimes {
 
     /// Keeps the tokens that follow each mark: 2,000 of them, or all up to the next.
     mutating func add(_ time: Duration, position: Int) {
-        guard let mark = Self.marks.last(where: { $0 <= position }), position < mark + min(9 * mark, 2_000) else { return }
+        guard let mark = Self.marks.last(where: { $0 <= position }), position < mark + min(9 * mark, 2_000) else {
+            return
+        }
         if windows.last?.position != mark { windows.append((mark, [], ProcessMemory.residentMegabytes)) }
         windows[windows.count - 1].times.append(
             Double(time.components.attoseconds) * 1e-12 + Double(time.components.seconds) * 1e6)

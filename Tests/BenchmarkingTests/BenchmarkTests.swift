@@ -23,7 +23,8 @@ import TorchNN
     private static func layer(_ name: String, causal: Bool) throws -> any SequenceMixer {
         try MixerConfiguration(name).build(
             MixerContext(
-                modelDim: shape.heads * shape.headDim, heads: shape.heads, isCausal: causal, maximumLength: shape.length,
+                modelDim: shape.heads * shape.headDim, heads: shape.heads, isCausal: causal,
+                maximumLength: shape.length,
                 generator: RandomGenerator(seed: 1)))
     }
 
