@@ -103,7 +103,7 @@ import TorchNN
                 == "horizon must be from 1 to 10000000, not 0")
         let error = #expect(throws: TorchError.self) {
             let model = try forecaster("samformer")
-            try withTorchErrors { model(normal([1, 3, 12])) }
+            _ = try withTorchErrors { model(normal([1, 3, 12])) }
         }
         #expect(error?.description == "Forecaster: expected x [batch, 4, 12]; got [1, 3, 12]")
     }
