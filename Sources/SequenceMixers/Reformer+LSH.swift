@@ -146,7 +146,7 @@ public final class LSHCore: Module {
 
     /// The bucket of each token in each round, for qk `[batch, heads, n, headDim]`: int64 `[batch, heads, rounds, n]`.
     ///
-    /// In training this draws new rotations first. A computation that a ``Replay`` repeats gets the buckets it had.
+    /// In training this draws new rotations first. A computation that a `Replay` repeats gets the buckets it had.
     public func buckets(_ qk: Tensor) -> Tensor {
         // Nothing is hashed that fits into one chunk.
         if qk.size(2) <= settings.chunk {
