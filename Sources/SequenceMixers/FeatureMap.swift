@@ -29,6 +29,17 @@ public enum FeatureMapKind: String, NamedChoice {
         }
     }
 
+    /// What a kernel can apply itself; nil for the random maps.
+    var elementwise: ElementwiseMap? {
+        switch self {
+        case .eluPlusOne: .eluPlusOne
+        case .relu: .relu
+        case .sigmoid: .sigmoid
+        case .exponential: .exponential
+        case .favor, .rff, .smoothedRff, .generalizedRelu: nil
+        }
+    }
+
     /// F for so many columns of Ω.
     func features(columns: Int) -> Int {
         switch self {

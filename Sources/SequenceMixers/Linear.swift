@@ -25,10 +25,13 @@ public final class LinearCore: Module, StreamingCore {
 
     public func callAsFunction(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?) -> Tensor {
         check(q, k, v, paddingMask)
+        if isCausal, q.size(2) == k.size(2), let map = featureMap.kind.elementwise {
+            return causalLinearAttention(q, k, v, paddingMask: paddingMask, options(map)).out
+        }
         let (phiQ, phiK) = features(q, k, paddingMask, omega: featureMap.nextOmega())
         guard isCausal else { return Self.bidirectional(phiQ, phiK, v, epsilon: epsilon) }
         let (fitK, fitV) = fitted(phiK, v, to: q.size(2))
-        return causalLinearAttention(phiQ, fitK, fitV, epsilon: epsilon).out
+        return causalLinearAttention(phiQ, fitK, fitV, options()).out
     }
 
     public func reference(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?) -> Tensor {
@@ -37,6 +40,10 @@ public final class LinearCore: Module, StreamingCore {
         var weights = matmul(phiQ, phiK.transposed())  // [batch, heads, n, m]
         if isCausal { weights = weights.lowerTriangle() }
         return (matmul(weights, v.to(weights.dtype)) / (weights.sum(-1, keepDim: true) + epsilon)).to(v.dtype)
+    }
+
+    private func options(_ map: ElementwiseMap = .none) -> CausalLinearOptions {
+        CausalLinearOptions(featureMap: map, normalization: .sum(epsilon: epsilon))
     }
 
     /// φ(q), and φ(k) with the padded keys taken out. A mask as long as the queries is taken for theirs, too.
@@ -77,8 +84,10 @@ public final class LinearCore: Module, StreamingCore {
     {
         check(q, k, v, paddingMask)
         torchPrecondition(isCausal, in: "LinearCore.prefill", "bidirectional attention cannot stream")
+        let map = featureMap.kind.elementwise
         let (out, final) = causalLinearAttention(
-            featureMap(q), maskedKeys(featureMap(k), paddingMask), v, epsilon: epsilon, initial: state.carried)
+            map == nil ? featureMap(q) : q, map == nil ? featureMap(k) : k, v, paddingMask: paddingMask,
+            options(map ?? .none), initial: state.carried)
         state.carried = final
         return out
     }

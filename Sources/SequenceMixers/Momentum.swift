@@ -69,11 +69,15 @@ public final class MomentumCore: Module, StreamingCore {
         let (phiQ, phiK) = (featureMap(q), maskedKeys(featureMap(k), paddingMask))
         switch weights {
         case .heavyBall:
-            return causalLinearAttention(phiQ, phiK, v, momentum: momentum, stepSize: stepSize, epsilon: epsilon).out
+            return causalLinearAttention(phiQ, phiK, v, options).out
         case .final:
             // w_j K_j v_jᵀ = K_j (w_j v_j)ᵀ: the weights go into the values, and linear attention does the rest.
             let weighted = v * finalWeights(k, paddingMask)
-            if isCausal { return causalLinearAttention(phiQ, phiK, weighted, epsilon: epsilon).out }
+            if isCausal {
+                return causalLinearAttention(
+                    phiQ, phiK, weighted, CausalLinearOptions(normalization: .sum(epsilon: epsilon))
+                ).out
+            }
             if isNormalized { return LinearCore.bidirectional(phiQ, phiK, weighted, epsilon: epsilon) }
             let sums = v.dtype.accumulator
             let products = matmul(phiK.to(sums).transposed(), weighted.to(sums))
@@ -102,6 +106,10 @@ public final class MomentumCore: Module, StreamingCore {
             return numerator / (visible.sum(-1, keepDim: true) + epsilon)
         case .adaptive: return adaptiveReference(phiQ, phiK, v, paddingMask)
         }
+    }
+
+    private var options: CausalLinearOptions {
+        CausalLinearOptions(normalization: .sum(epsilon: epsilon), momentum: momentum, stepSize: stepSize)
     }
 
     // MARK: Weights by the distance to the end
@@ -164,7 +172,7 @@ public final class MomentumCore: Module, StreamingCore {
 
     private func heavyBall(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ carried: inout CausalLinearState) -> Tensor {
         let (out, final) = causalLinearAttention(
-            q, k, v, momentum: momentum, stepSize: stepSize, epsilon: epsilon, initial: carried)
+            q, k, v, options, initial: carried)
         carried = CausalLinearState(s: final.s, p: final.p ?? carried.p, z: final.z)
         return out
     }

@@ -1,0 +1,93 @@
+// Vectors of one instruction set; included by for_each_isa.hpp inside that set's namespace, which has set `vector_bytes`.
+// No include guard: it is read once for every set.
+
+#define INLINE inline __attribute__((always_inline))
+
+/// How many numbers of type T a vector holds.
+template <typename T> constexpr int width = vector_bytes / static_cast<int>(sizeof(T));
+
+template <typename T> struct VectorOf {
+  typedef T type __attribute__((vector_size(vector_bytes)));
+  typedef T unaligned __attribute__((vector_size(vector_bytes), aligned(alignof(T)), may_alias));
+};
+template <typename T> using Vector = typename VectorOf<T>::type;
+
+/// The next multiple of the vector's width.
+template <typename T> constexpr int64_t padded(int64_t n) { return (n + width<T> - 1) / width<T> * width<T>; }
+
+template <typename T> INLINE Vector<T> load(const T *p) { return *reinterpret_cast<const typename VectorOf<T>::unaligned *>(p); }
+template <typename T> INLINE void store(T *p, Vector<T> v) { *reinterpret_cast<typename VectorOf<T>::unaligned *>(p) = v; }
+template <typename T> INLINE Vector<T> splat(T value) { return Vector<T>{} + value; }
+
+/// The first n lanes, the others zero; n from 0 to the width.
+template <typename T> INLINE Vector<T> load_first(const T *p, int64_t n) {
+  T lanes[width<T>] = {};
+  std::memcpy(lanes, p, sizeof(T) * static_cast<size_t>(n));
+  return load<T>(lanes);
+}
+template <typename T> INLINE void store_first(T *p, Vector<T> v, int64_t n) {
+  T lanes[width<T>];
+  store<T>(lanes, v);
+  std::memcpy(p, lanes, sizeof(T) * static_cast<size_t>(n));
+}
+
+/// x where the comparison `mask` (all bits of a lane) holds, otherwise y.
+template <typename V, typename M> INLINE V select(M mask, V x, V y) { return mask ? x : y; }
+template <typename T> INLINE Vector<T> larger(Vector<T> x, Vector<T> y) { return x > y ? x : y; }
+template <typename T> INLINE Vector<T> smaller(Vector<T> x, Vector<T> y) { return x < y ? x : y; }
+
+template <typename T> INLINE T sum_of(Vector<T> v) {
+  T sum = 0;
+  for (int i = 0; i < width<T>; ++i) sum += v[i];
+  return sum;
+}
+template <typename T> INLINE T largest_of(Vector<T> v) {
+  T value = v[0];
+  for (int i = 1; i < width<T>; ++i) value = std::max(value, v[i]);
+  return value;
+}
+
+/// e^x to within 2 units in the last place of float32, 0 far below and infinity far above; NaN stays NaN.
+INLINE Vector<float> exponential(Vector<float> x) {
+  typedef int32_t Whole __attribute__((vector_size(vector_bytes)));
+  const auto high = splat<float>(88.7228f), low = splat<float>(-87.3365f);
+  auto bounded = smaller<float>(larger<float>(x, low), high);
+  // x = n ln 2 + r, |r| ≤ ln 2 / 2: adding 1.5 · 2²³ rounds to a whole number.
+  const float magic = 12582912.0f;
+  auto shifted = bounded * 1.44269504088896341f + magic;
+  auto n = shifted - magic;
+  auto r = bounded - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  auto p = splat<float>(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  // 2^n in two halves: n may be 128.
+  auto whole = __builtin_convertvector(n, Whole);
+  auto half = whole >> 1;
+  auto first = reinterpret_cast<Vector<float>>((half + 127) << 23);
+  auto second = reinterpret_cast<Vector<float>>((whole - half + 127) << 23);
+  auto y = p * first * second;
+  y = x < low ? splat<float>(0) : y;
+  y = x > high ? splat<float>(INFINITY) : y;
+  return x != x ? x : y;
+}
+INLINE Vector<double> exponential(Vector<double> x) {
+  for (int i = 0; i < width<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+INLINE float exponential(float x) { return std::exp(x); }
+INLINE double exponential(double x) { return std::exp(x); }
+
+/// 1 / (1 + e^-x)
+template <typename T> INLINE Vector<T> logistic(Vector<T> x) { return T(1) / (T(1) + exponential(-x)); }
+
+/// tanh x = 1 - 2 / (e^2x + 1): to within 1e-7 of float32's 1.
+INLINE Vector<float> hyperbolic_tangent(Vector<float> x) { return 1.0f - 2.0f / (exponential(x + x) + 1.0f); }
+INLINE Vector<double> hyperbolic_tangent(Vector<double> x) {
+  for (int i = 0; i < width<double>; ++i) x[i] = std::tanh(x[i]);
+  return x;
+}
