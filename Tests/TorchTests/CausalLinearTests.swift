@@ -46,7 +46,8 @@ import Torch
                 let (momentum, stepSize) = momenta[(index + other) % 4]
                 cases.append(
                     Case(
-                        length: [1, 63, 64, 65, 130, 200, 9][index], heads: [1, 9, 2][other], features: [5, 16, 33][other],
+                        length: [1, 63, 64, 65, 130, 200, 9][index], heads: [1, 9, 2][other],
+                        features: [5, 16, 33][other],
                         valueDim: [3, 64, 17][(index + other) % 3],
                         options: CausalLinearOptions(
                             featureMap: map, normalization: normalization, momentum: momentum, stepSize: stepSize),

@@ -64,7 +64,9 @@ func expectSameBitsOnAnyThreads(
     }
     for run in runs.dropFirst() {
         for (index, (a, b)) in zip(run, runs[0]).enumerated() {
-            #expect((a - b).abs().maximum().item() == 0, "result \(index) depends on the number of threads", sourceLocation: sourceLocation)
+            #expect(
+                (a - b).abs().maximum().item() == 0, "result \(index) depends on the number of threads",
+                sourceLocation: sourceLocation)
         }
     }
 }
