@@ -15,3 +15,4 @@
 #include "ctorch_optimizer.h"
 #include "ctorch_allocator.h"
 #include "ctorch_kernels.h"
+#include "ctorch_interval_attention.h"

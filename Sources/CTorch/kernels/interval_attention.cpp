@@ -1,0 +1,174 @@
+// Softmax attention over ranges of keys: windows, blocks, global tokens, n-grams, and what else a few ranges for each query say.
+//
+//   s_ij = scale q_i·k_j,   p_ij = exp(s_ij - peak_i) / Σ_j exp(s_ij - peak_i),   out_i = Σ_j p_ij v_j
+//
+// over the keys j of the query's ranges that the mask leaves. Forward keeps out, the peaks and the sums; the backward pass
+// computes the scores again:
+//   dv_j = Σ_i p_ij dout_i,   ds_ij = p_ij (dout_i·v_j - dout_i·out_i),   dq_i = scale Σ_j ds_ij k_j,   dk_j = scale Σ_i ds_ij q_i
+#include "interval_attention.hpp"
+
+using namespace ctorch;
+using at::Tensor;
+
+/// Plain loops, a query at a time.
+namespace ctorch::reference {
+
+/// Calls body(j, s_ij) for the keys that query i sees.
+template <typename T, typename Body>
+void for_each_key(const IntervalWork<T> &work, const Intervals &intervals, int64_t head, int64_t i, Body body) {
+  const bool *real = work.real(head);
+  const T *q = work.q.head(head) + i * work.q.row;
+  for (int64_t range = 0; range < intervals.ranges; ++range)
+    for (int64_t j = intervals.start(range, i); j < intervals.end(range, i); ++j) {
+      if (real && !real[j]) continue;
+      const T *k = work.k.head(head) + j * work.k.row;
+      T score = 0;
+      for (int64_t c = 0; c < work.features; ++c) score += q[c] * k[c];
+      body(j, score * work.scale);
+    }
+}
+
+template <typename T>
+void interval_forward(const IntervalWork<T> &work, const Intervals &intervals, int64_t head, int64_t from, int64_t to) {
+  for (int64_t i = from; i < to; ++i) {
+    T peak = -INFINITY, sum = 0;
+    for_each_key(work, intervals, head, i, [&](int64_t, T score) { peak = std::max(peak, score); });
+    T *out = work.out.head(head) + i * work.out.row;
+    std::fill_n(out, work.values, T(0));
+    for_each_key(work, intervals, head, i, [&](int64_t j, T score) {
+      const T weight = std::exp(score - peak);
+      sum += weight;
+      for (int64_t c = 0; c < work.values; ++c) out[c] += weight * (work.v.head(head) + j * work.v.row)[c];
+    });
+    const bool blind = sum == 0;
+    work.peak[head * work.queries + i] = blind ? T(INFINITY) : peak;
+    work.inverse_sum[head * work.queries + i] = blind ? T(0) : 1 / sum;
+    for (int64_t c = 0; c < work.values; ++c) out[c] *= blind ? T(0) : 1 / sum;
+  }
+}
+
+template <typename T> void interval_backward(const IntervalWork<T> &work, const Intervals &intervals, int64_t head) {
+  for (int64_t j = 0; j < work.keys; ++j) {
+    std::fill_n(work.dk.head(head) + j * work.dk.row, work.features, T(0));
+    std::fill_n(work.dv.head(head) + j * work.dv.row, work.values, T(0));
+  }
+  for (int64_t i = 0; i < work.queries; ++i) {
+    const T *cotangent = work.cotangent.head(head) + i * work.cotangent.row, *out = work.out.head(head) + i * work.out.row;
+    const T *q = work.q.head(head) + i * work.q.row;
+    const T peak = work.peak[head * work.queries + i], inverse = work.inverse_sum[head * work.queries + i];
+    T *dq = work.dq.head(head) + i * work.dq.row, delta = 0;
+    std::fill_n(dq, work.features, T(0));
+    for (int64_t c = 0; c < work.values; ++c) delta += cotangent[c] * out[c];
+    for_each_key(work, intervals, head, i, [&](int64_t j, T score) {
+      const T weight = std::exp(score - peak) * inverse;
+      const T *k = work.k.head(head) + j * work.k.row, *v = work.v.head(head) + j * work.v.row;
+      T *dk = work.dk.head(head) + j * work.dk.row, *dv = work.dv.head(head) + j * work.dv.row, slope = 0;
+      for (int64_t c = 0; c < work.values; ++c) slope += cotangent[c] * v[c], dv[c] += weight * cotangent[c];
+      slope = weight * (slope - delta) * work.scale;
+      for (int64_t c = 0; c < work.features; ++c) dq[c] += slope * k[c], dk[c] += slope * q[c];
+    });
+  }
+}
+
+} // namespace ctorch::reference
+
+namespace {
+
+/// Inputs without a gradient: as a struct, autograd passes them over, and `mask` may be undefined.
+struct Constants {
+  Tensor intervals, mask;
+  double scale;
+};
+
+/// The ranges of the head `head` of all batches' heads.
+Intervals intervals_of(const Tensor &intervals, int64_t head, int64_t keys) {
+  const int64_t heads = intervals.size(0), ranges = intervals.size(1), queries = intervals.size(2);
+  return {intervals.const_data_ptr<int32_t>() + head % heads * ranges * queries * 2, ranges, queries, keys};
+}
+
+template <typename T>
+IntervalWork<T> work_of(const Tensor &q, const Tensor &k, const Tensor &v, const Tensor &mask, double scale, Tensor &statistics) {
+  IntervalWork<T> work{};
+  work.heads = q.size(1);
+  work.queries = q.size(2);
+  work.keys = k.size(2);
+  work.features = q.size(3);
+  work.values = v.size(3);
+  work.scale = static_cast<T>(scale);
+  work.q = ctorch::rows<T>(q), work.k = ctorch::rows<T>(k), work.v = ctorch::rows<T>(v);
+  work.mask = mask.defined() ? mask.const_data_ptr<bool>() : nullptr;
+  work.peak = statistics.mutable_data_ptr<T>();
+  work.inverse_sum = work.peak + statistics.stride(0);
+  return work;
+}
+
+struct IntervalAttention : torch::autograd::Function<IntervalAttention> {
+  static Tensor forward(torch::autograd::AutogradContext *context, const Tensor &q, const Tensor &k, const Tensor &v,
+                        Constants constants) {
+    const int64_t rows = q.size(0) * q.size(1), queries = q.size(2);
+    auto out = at::empty({q.size(0), queries, q.size(1), v.size(3)}, v.options()).transpose(1, 2);
+    auto statistics = at::empty({2, rows, queries}, q.options());
+    AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "interval attention", [&] {
+      auto work = work_of<scalar_t>(q, k, v, constants.mask, constants.scale, statistics);
+      work.out = mutable_rows<scalar_t>(out);
+      for_each_task(rows, [&](int64_t head) {
+        reference::interval_forward<scalar_t>(work, intervals_of(constants.intervals, head, work.keys), head, 0, queries);
+      });
+    });
+    if (q.requires_grad() || k.requires_grad() || v.requires_grad()) {
+      context->save_for_backward({q, k, v, constants.intervals, constants.mask, out, statistics});
+      context->saved_data["scale"] = constants.scale;
+    }
+    return out;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context, torch::autograd::variable_list grads) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), "attention over intervals cannot be differentiated twice (createGraph)");
+    auto saved = context->get_saved_variables();
+    auto &q = saved[0], &k = saved[1], &v = saved[2], &intervals = saved[3], &mask = saved[4], &out = saved[5], &statistics = saved[6];
+    auto cotangent = with_rows(grads[0]);
+    auto like = [](const Tensor &t) { // heads side by side, as projections want them
+      return at::empty({t.size(0), t.size(2), t.size(1), t.size(3)}, t.options()).transpose(1, 2);
+    };
+    auto dq = like(q), dk = like(k), dv = like(v);
+    AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "interval attention", [&] {
+      auto work = work_of<scalar_t>(q, k, v, mask, context->saved_data["scale"].toDouble(), statistics);
+      work.cotangent = ctorch::rows<scalar_t>(cotangent);
+      work.out = mutable_rows<scalar_t>(out);
+      work.dq = mutable_rows<scalar_t>(dq), work.dk = mutable_rows<scalar_t>(dk), work.dv = mutable_rows<scalar_t>(dv);
+      for_each_task(q.size(0) * q.size(1), [&](int64_t head) {
+        reference::interval_backward<scalar_t>(work, intervals_of(intervals, head, work.keys), head);
+      });
+    });
+    return {dq, dk, dv, Tensor()};
+  }
+};
+
+} // namespace
+
+extern "C" ctorch_tensor ctorch_interval_attention(ctorch_tensor q, ctorch_tensor k, ctorch_tensor v, ctorch_tensor intervals,
+                                                   ctorch_tensor key_mask, double scale, ctorch_error *error) {
+  return guarded_tensor(error, [&] {
+    const auto &tq = get(q), &tk = get(k), &tv = get(v), &given = get(intervals);
+    TORCH_CHECK(tq.dim() == 4 && tk.dim() == 4 && tv.dim() == 4, "attention over intervals takes q, k, v of rank 4, not ", tq.sizes(),
+                ", ", tk.sizes(), ", ", tv.sizes());
+    TORCH_CHECK(tq.sizes().slice(0, 2) == tk.sizes().slice(0, 2) && tq.size(3) == tk.size(3) &&
+                    tk.sizes().slice(0, 3) == tv.sizes().slice(0, 3),
+                "attention over intervals needs q, k, v of one batch and number of heads, q and k of one width, and k and v of one "
+                "length, not ",
+                tq.sizes(), ", ", tk.sizes(), ", ", tv.sizes());
+    TORCH_CHECK(given.scalar_type() == at::kInt && (given.dim() == 3 || (given.dim() == 4 && given.size(0) == tq.size(1))) &&
+                    given.size(-1) == 2 && given.size(-2) == tq.size(2) && given.is_cpu(),
+                "attention over intervals needs int32 intervals [K, queries, 2] or [heads, K, queries, 2] on the CPU, not ",
+                given.sizes(), " of ", given.scalar_type());
+    auto mask = key_mask ? get(key_mask).contiguous() : Tensor();
+    TORCH_CHECK(!mask.defined() || (mask.scalar_type() == at::kBool && mask.sizes() == at::IntArrayRef({tk.size(0), tk.size(2)})),
+                "attention over intervals needs a mask of booleans [batch, keys], not ", mask.sizes());
+    // Sums of exponentials leave half precision's range.
+    auto type = at::promote_types(at::promote_types(tq.scalar_type(), tv.scalar_type()), at::kFloat);
+    auto ranges = (given.dim() == 3 ? given.unsqueeze(0) : given).contiguous();
+    auto out = IntervalAttention::apply(with_rows(tq.to(type)), with_rows(tk.to(type)), with_rows(tv.to(type)),
+                                        Constants{ranges, mask, scale});
+    return out.to(tv.scalar_type());
+  });
+}
