@@ -37,8 +37,7 @@ public final class DiagAttention: TransNormerAttention, StreamingMixer, Referenc
     public func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor {
         checkInput(x, paddingMask, modelDim: query.inputs)
         let (q, k, v) = projected(x, at: positions(from: [0], length: x.size(1), x.device))
-        let t = usesReference ? reference(q, k, v, paddingMask) : blockwise(q, k, v, paddingMask)
-        return finished(t, normalizing: activation == .relu, x.dtype)
+        return finished(attended(q, k, v, paddingMask), normalizing: activation == .relu, x.dtype)
     }
 
     /// Positions count from the first token of the block.
@@ -46,6 +45,11 @@ public final class DiagAttention: TransNormerAttention, StreamingMixer, Referenc
         let places = positions.remainder(dividingBy: block)
         let q = position(split(query(x)) / Double(headDim).squareRoot(), at: places)
         return (q, position(split(key(x)), at: places), split(value(x)))
+    }
+
+    /// q scaled, q and k with their positions.
+    func attended(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ paddingMask: Tensor?) -> Tensor {
+        usesReference ? reference(q, k, v, paddingMask) : blockwise(q, k, v, paddingMask)
     }
 
     /// q, k, v `[batch, heads, n, headDim]` from the first token of a block on.

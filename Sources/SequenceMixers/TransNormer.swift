@@ -64,7 +64,7 @@ public class TransNormerAttention: Module {
 
     /// t / (|t|/√d + ε). The largest entry is taken out first: t grows like the cube of the inputs, so that its squares
     /// would leave the range of float32.
-    private func normalized(_ t: Tensor) -> Tensor {
+    func normalized(_ t: Tensor) -> Tensor {
         let scale = t.detached().abs().maximum(-1, keepDim: true).clamped(min: 1)
         let small = t / scale
         return small / (small.safeNorm(-1) / Double(output.inputs).squareRoot() + epsilon / scale)
@@ -124,7 +124,7 @@ public final class NormAttention: TransNormerAttention, StreamingMixer, Referenc
     public func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor {
         checkInput(x, paddingMask, modelDim: query.inputs)
         let (q, k, v) = projected(x, paddingMask, at: positions(from: [0], length: x.size(1), x.device))
-        return finished(attend(q, k, v), normalizing: true, x.dtype)
+        return finished(products(q, k, v), normalizing: true, x.dtype)
     }
 
     private func projected(_ x: Tensor, _ paddingMask: Tensor?, at positions: Tensor) -> (
@@ -135,7 +135,8 @@ public final class NormAttention: TransNormerAttention, StreamingMixer, Referenc
         return (q, maskedKeys(k, paddingMask), split(value(x)))
     }
 
-    private func attend(_ q: Tensor, _ k: Tensor, _ v: Tensor) -> Tensor {
+    /// Of queries and keys after f and with their positions; not yet normalized.
+    func products(_ q: Tensor, _ k: Tensor, _ v: Tensor) -> Tensor {
         if usesReference {
             let weights = matmul(q, k.transposed())  // [batch, heads, n, n]
             return matmul(isCausal ? weights.lowerTriangle() : weights, v)

@@ -46,24 +46,33 @@ public final class LongShortAttention: Module, ReferenceEvaluating {
     public func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor {
         checkInput(x, paddingMask, modelDim: projections.modelDim)
         guard isInput(x, paddingMask, modelDim: projections.modelDim), isSound(x) else { return x }
+        let real = paddingMask ?? Tensor.ones([1, x.size(1)], dtype: .bool, device: x.device)
+        return output(attended(projections.queries(x), x, projections.key(x), projections.value(x), real), real)
+    }
+
+    /// - Parameters:
+    ///   - q: scaled `[batch, heads, n, headDim]`.
+    ///   - x: what chooses the mixtures `[batch, n, modelDim]`.
+    ///   - rawKeys, rawValues: before the norms `[batch, n, modelDim]`.
+    func attended(_ q: Tensor, _ x: Tensor, _ rawKeys: Tensor, _ rawValues: Tensor, _ mask: Tensor?) -> Tensor {
         let (length, globals) = (x.size(1), shape.globals)
-        let real = paddingMask ?? Tensor.ones([1, length], dtype: .bool, device: x.device)
+        let real = mask ?? Tensor.ones([1, length], dtype: .bool, device: x.device)
         let split = { (y: Tensor, dim: Int) in (y.sliced(dim, 0..<globals), y.sliced(dim, globals..<length)) }
-        let (globalQueries, queries) = split(projections.queries(x), 2)
+        let (globalQueries, queries) = split(q, 2)
         let (realGlobals, realTokens) = split(real, 1)
-        let (globalKeys, keys) = normalized(projections.key(x), split)
-        let (globalValues, values) = normalized(projections.value(x), split)
+        let (globalKeys, keys) = normalized(rawKeys, split)
+        let (globalValues, values) = normalized(rawValues, split)
         let front = Keys(keys: globalKeys, values: globalValues, isReal: realGlobals)
         // A lone global token has only itself.
-        guard length > globals else { return output(attended(globalQueries, front), real) }
+        guard length > globals else { return attended(globalQueries, front) }
 
         let tokens = Keys(keys: keys, values: values, isReal: realTokens)
         let seenByAll = common(x.sliced(1, globals..<length), tokens, front)
         let found = usesReference ? dense(queries, tokens, seenByAll) : windowed(queries, tokens, seenByAll)
-        if globals == 0 { return output(found, real) }
+        if globals == 0 { return found }
         // Cleared like all padded queries before they become keys; their mask hides them in any case.
         let outs = Keys(keys: found, values: found, isReal: realTokens)
-        return output(concatenate([attended(globalQueries, front.joined(outs)), found], dim: 2), real)
+        return concatenate([attended(globalQueries, front.joined(outs)), found], dim: 2)
     }
 
     private func isSound(_ x: Tensor) -> Bool {

@@ -88,15 +88,25 @@ public final class CausalLongShortAttention: Module, ReferenceEvaluating {
         guard isInput(x, paddingMask, modelDim: projections.modelDim), isSound(cache, x) else { return x }
         let q = projections.queries(x)
         let stream = cache.map { concatenate([$0, x], dim: 1) } ?? x
-        let (rawKeys, rawValues) = (projections.key(stream), projections.value(stream))
+        let found = attended(
+            q, x, projections.key(stream), projections.value(stream), cache: cache, paddingMask: paddingMask)
+        return projections.output(found.mergedHeads())
+    }
+
+    /// - Parameters:
+    ///   - q: scaled `[batch, heads, n, headDim]`.
+    ///   - x: what chooses the mixtures `[batch, n, modelDim]`.
+    ///   - rawKeys, rawValues: of the cache and of x, before the norms `[batch, past + n, modelDim]`.
+    func attended(
+        _ q: Tensor, _ x: Tensor, _ rawKeys: Tensor, _ rawValues: Tensor, cache: Tensor?, paddingMask: Tensor?
+    ) -> Tensor {
+        let past = rawKeys.size(1) - x.size(1)
         let tokens = StreamTokens(
             keys: projections.windowNorm(rawKeys).splitHeads(projections.heads),
             values: projections.windowNorm(rawValues).splitHeads(projections.heads),
-            isReal: paddingMask?.padded(1, before: stream.size(1) - x.size(1), value: 1),
-            past: stream.size(1) - x.size(1))
+            isReal: paddingMask?.padded(1, before: past, value: 1), past: past)
         let mixed = mixtures(x, cache, rawKeys, rawValues, paddingMask)
-        let found = usesReference ? dense(q, tokens, mixed) : windowed(q, tokens, mixed)
-        return projections.output(found.mergedHeads())
+        return usesReference ? dense(q, tokens, mixed) : windowed(q, tokens, mixed)
     }
 
     private func isSound(_ cache: Tensor?, _ x: Tensor) -> Bool {
