@@ -35,15 +35,16 @@ public struct TokenGenerator: Sequence, IteratorProtocol {
         }
         self.state = state
         self.logits = logits
+        compiled = model.compiledStep(state)
     }
 
     /// The number of tokens taken up: the prompt's and those generated, except the last.
-    public var position: Int { state.position }
+    public var position: Int { compiled?.position ?? state.position }
 
     /// The next token's id. Never nil.
     public mutating func next() -> Int? {
         withNoGrad {
-            if let pending { logits = model.step(pending, state: &state) }
+            if let pending { logits = compiled?(pending) ?? model.step(pending, state: &state) }
             let token = sampler(logits)
             pending = token
             return token.integerItem()
@@ -52,4 +53,7 @@ public struct TokenGenerator: Sequence, IteratorProtocol {
 
     /// Drawn, but not yet taken up by the model: the last token asked for costs no step.
     private var pending: Tensor?
+
+    /// The model's step without allocations, where it has one; it goes on from `state`, which then stays at the prompt's end.
+    private var compiled: CompiledStep?
 }

@@ -6,7 +6,7 @@ import TorchNN
 public final class SequenceEncoder: Module {
     public let blocks: [TransformerBlock]
     public let norm: (any Normalizing)?
-    private let residual: ResidualConfiguration
+    let residual: ResidualConfiguration
     private let reversible: ReversibleStack?
 
     /// Of reversible blocks: keeps all activations for the backward pass, as other blocks do, and computes none again.

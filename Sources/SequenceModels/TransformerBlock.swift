@@ -10,7 +10,7 @@ public final class FeedForward: Module {
     public let up: Linear
     public let down: Linear
     public let dropout: Dropout
-    private let activation: Activation
+    let activation: Activation
 
     public init(
         _ modelDim: Int, _ hiddenDim: Int, activation: Activation, gated: Bool = false, dropout: Double,
@@ -43,7 +43,7 @@ public final class TransformerBlock: Module {
     public let feedForward: FeedForward?
     public let feedForwardNorm: (any Normalizing)?
     public let dropout: Dropout
-    private let placement: NormPlacement
+    let placement: NormPlacement
     private let feedForwardSlice: Int?
     private let generator: RandomGenerator
 

@@ -4,7 +4,8 @@
 //   #include "for_each_isa.hpp"
 //
 // gives ctorch::avx512::f, avx2::f and baseline::f for every f in it. The baseline is SSE2 on x86-64 and NEON on arm64. The file
-// itself includes nothing: what it needs is included before, outside of every instruction set.
+// itself includes nothing: what it needs is included before, outside of every instruction set. Its names are its own: families
+// may have functions of one name.
 #include "isa.hpp"
 
 #include <algorithm>
@@ -20,7 +21,9 @@ namespace ctorch::avx512 {
 constexpr int vector_bytes = 64;
 #include "vector.hpp"
 #include "products.hpp"
+namespace {
 #include KERNELS
+}
 } // namespace ctorch::avx512
 #pragma clang attribute pop
 
@@ -29,7 +32,9 @@ namespace ctorch::avx2 {
 constexpr int vector_bytes = 32;
 #include "vector.hpp"
 #include "products.hpp"
+namespace {
 #include KERNELS
+}
 } // namespace ctorch::avx2
 #pragma clang attribute pop
 
@@ -39,7 +44,9 @@ namespace ctorch::baseline {
 constexpr int vector_bytes = 16;
 #include "vector.hpp"
 #include "products.hpp"
+namespace {
 #include KERNELS
+}
 } // namespace ctorch::baseline
 
 #undef KERNELS

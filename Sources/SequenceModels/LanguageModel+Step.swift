@@ -1,0 +1,115 @@
+import SequenceMixers
+import Torch
+import TorchNN
+
+/// A language model's step for one sequence as a program: see ``LanguageModel/compiledStep(_:)``. A value: copies go on alone.
+public struct CompiledStep {
+    private let model: LanguageModel
+    private var program: StepProgram
+    private let input: StepProgram.Vector
+    private let logits: StepProgram.Vector
+    /// Tokens read so far.
+    public private(set) var position: Int
+
+    fileprivate init(
+        _ model: LanguageModel, _ program: StepProgram, input: StepProgram.Vector, logits: StepProgram.Vector,
+        position: Int
+    ) {
+        self.model = model
+        self.program = program
+        self.input = input
+        self.logits = logits
+        self.position = position
+    }
+
+    /// The logits after one more token: ids int64 `[1]` → `[1, vocabulary]`.
+    public mutating func callAsFunction(_ ids: Tensor) -> Tensor {
+        if !isKnownUniquelyReferenced(&program) { program = program.copy() }
+        let x = model.embedding(ids.unsqueezed(1), offset: position)
+        position += 1
+        return program.run(x, from: input, to: logits)
+    }
+}
+
+extension LanguageModel {
+    /// The step that goes on from `state`, without allocations: a token then costs little more than reading the weights.
+    ///
+    /// Equal to ``step(_:state:)`` up to rounding. It holds the weights as they are; a training step that puts others in their
+    /// place is not seen.
+    /// - Returns: nil for what has no program: a batch, a mixer that does not compile, other numbers than float32 on the CPU,
+    ///   norms after the sum, reversible or adaptive connections, training.
+    public func compiledStep(_ state: LanguageModelState) -> CompiledStep? {
+        let weight = head.weight.value
+        guard !isTraining, weight.dtype == .float32, weight.device == .cpu, head.inputs == encoder.modelDim else {
+            return nil
+        }
+        let program = StepProgram()
+        let input = program.vector(count: encoder.modelDim)
+        guard let y = encoder.compileStep(input, states: state.blocks, into: program) else { return nil }
+        let logits = program.vector(count: vocabulary)
+        program.append(head, y, to: logits)
+        return CompiledStep(self, program, input: input, logits: logits, position: state.position)
+    }
+}
+
+extension SequenceEncoder {
+    var modelDim: Int { blocks.first?.feedForward?.up.inputs ?? 0 }
+
+    func compileStep(_ x: StepProgram.Vector, states: [any StreamingState], into program: StepProgram)
+        -> StepProgram.Vector?
+    {
+        guard !blocks.isEmpty, states.count == blocks.count, [.plain, .constant].contains(residual.kind) else { return nil }
+        var y = x
+        var velocity: StepProgram.Vector?
+        for (block, state) in zip(blocks, states) {
+            guard let next = block.compileStep(y, state, residual, &velocity, into: program) else { return nil }
+            y = next
+        }
+        return norm.map { program.append($0, y) } ?? y
+    }
+}
+
+extension TransformerBlock {
+    /// h = x + mixer(norm(x)), or x - γ̃ u with u = β̃ u - mixer(norm(x)); y = h + feedForward(norm(h))
+    fileprivate func compileStep(
+        _ x: StepProgram.Vector, _ state: any StreamingState, _ residual: ResidualConfiguration,
+        _ velocity: inout StepProgram.Vector?, into program: StepProgram
+    ) -> StepProgram.Vector? {
+        guard placement == .pre, let mixer = mixer as? any StepCompiling, let mixerNorm, let feedForward,
+            let feedForwardNorm, let normalized = program.append(mixerNorm, x),
+            let mixed = mixer.compileStep(
+                normalized, adding: residual.kind == .plain ? x : nil, state: state, into: program)
+        else { return nil }
+        var h = mixed
+        if residual.kind == .constant {
+            let u = program.vector(count: x.count)
+            let momentum = residual.momentum ?? ResidualConfiguration.standardMomentum
+            program.appendCombination(velocity == nil ? 0 : momentum, velocity ?? mixed, -1, mixed, to: u)
+            velocity = u
+            h = program.vector(count: x.count)
+            program.appendCombination(1, x, -(residual.stepSize ?? ResidualConfiguration.standardStepSize), u, to: h)
+        }
+        guard let second = program.append(feedForwardNorm, h) else { return nil }
+        return feedForward.compileStep(second, adding: h, into: program)
+    }
+}
+
+extension FeedForward {
+    fileprivate func compileStep(_ x: StepProgram.Vector, adding addend: StepProgram.Vector, into program: StepProgram)
+        -> StepProgram.Vector
+    {
+        let hidden = program.vector(count: up.outputs)
+        let function = activation.inStepProgram
+        if let gate {
+            let opened = program.vector(count: up.outputs)
+            program.append(gate, x, to: opened)
+            program.append(up, x, to: hidden)
+            program.appendGate(function, opened, hidden, to: hidden)
+        } else {
+            program.append(up, x, activation: function, to: hidden)
+        }
+        let y = program.vector(count: down.outputs)
+        program.append(down, hidden, adding: addend, to: y)
+        return y
+    }
+}
