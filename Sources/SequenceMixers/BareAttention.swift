@@ -15,7 +15,8 @@ extension NormAttention: BareAttending {
     /// With the norm over all heads.
     package func attend(_ q: Tensor, _ k: Tensor, _ v: Tensor) -> Tensor {
         let places = positions(from: [0], length: q.size(2), q.device)
-        let found = products(position(activation(q), at: places), position(activation(k), at: places), v)
+        let (queries, keys) = encoded(q, k, at: places)
+        let found = products(queries, keys, v)
         return normalized(found.mergedHeads()).splitHeads(heads)
     }
 

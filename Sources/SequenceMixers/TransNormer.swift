@@ -102,6 +102,16 @@ public enum TransNormerActivation: String, NamedChoice {
         case .sigmoid: x.sigmoid()
         }
     }
+
+    var elementwise: ElementwiseMap {
+        switch self {
+        case .elu: .elu
+        case .onePlusElu: .eluPlusOne
+        case .relu: .relu
+        case .silu: .silu
+        case .sigmoid: .sigmoid
+        }
+    }
 }
 
 /// Linear attention whose outputs are normalized instead of its weights.
@@ -124,24 +134,40 @@ public final class NormAttention: TransNormerAttention, StreamingMixer, Referenc
     public func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor {
         checkInput(x, paddingMask, modelDim: query.inputs)
         let (q, k, v) = projected(x, paddingMask, at: positions(from: [0], length: x.size(1), x.device))
-        return finished(products(q, k, v), normalizing: true, x.dtype)
+        return finished(products(q, k, v, paddingMask), normalizing: true, x.dtype)
     }
 
     private func projected(_ x: Tensor, _ paddingMask: Tensor?, at positions: Tensor) -> (
         q: Tensor, k: Tensor, v: Tensor
     ) {
-        let q = position(activation(split(query(x))), at: positions)
-        let k = position(activation(split(key(x))), at: positions)
-        return (q, maskedKeys(k, paddingMask), split(value(x)))
+        let (q, k) = encoded(split(query(x)), split(key(x)), at: positions)
+        // The kernel masks what it applies f to itself.
+        return (q, fusedMap == nil ? maskedKeys(k, paddingMask) : k, split(value(x)))
+    }
+
+    /// f, for the kernel to apply, where no position comes after it.
+    private var fusedMap: ElementwiseMap? {
+        position.kind == .absent && isCausal && !usesReference ? activation.elementwise : nil
+    }
+
+    /// f and positions of queries and keys, but for what the kernel does itself.
+    func encoded(_ q: Tensor, _ k: Tensor, at positions: Tensor) -> (q: Tensor, k: Tensor) {
+        if fusedMap != nil { return (q, k) }
+        return (position(activation(q), at: positions), position(activation(k), at: positions))
     }
 
     /// Of queries and keys after f and with their positions; not yet normalized.
-    func products(_ q: Tensor, _ k: Tensor, _ v: Tensor) -> Tensor {
+    func products(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ paddingMask: Tensor? = nil) -> Tensor {
         if usesReference {
             let weights = matmul(q, k.transposed())  // [batch, heads, n, n]
             return matmul(isCausal ? weights.lowerTriangle() : weights, v)
         }
-        return isCausal ? causalProduct(q, k, v).out : matmul(q, matmul(k.transposed(), v))
+        guard isCausal else { return matmul(q, matmul(k.transposed(), v)) }
+        return causalLinearAttention(q, k, v, paddingMask: paddingMask, options).out
+    }
+
+    private var options: CausalLinearOptions {
+        CausalLinearOptions(featureMap: fusedMap ?? .none, normalization: .none)
     }
 
     // MARK: Streaming
@@ -162,16 +188,22 @@ public final class NormAttention: TransNormerAttention, StreamingMixer, Referenc
             x, paddingMask, at: positions(from: state.positions, length: x.size(1), x.device))
         let lengths = paddingMask.map(realLengths) ?? state.positions.map { _ in x.size(1) }
         state.positions = zip(state.positions, lengths).map { $0 + $1 }
-        let (out, final) = causalProduct(q, k, v, initial: state.products)
-        state.products = final
+        let sums = Tensor.zeros([x.size(0), heads, k.size(3)], dtype: k.dtype, device: k.device)
+        let (out, final) = causalLinearAttention(
+            q, k, v, paddingMask: paddingMask, options,
+            initial: CausalLinearState(s: state.products, p: nil, z: sums))
+        state.products = final.s
         return finished(out, normalizing: true, x.dtype)
     }
 
     public func step(_ x: Tensor, state: inout NormAttentionState) -> Tensor {
         checkStep(x, modelDim: query.inputs, batch: state.positions.count)
         checkStreams("NormAttention.step")
-        let (q, k, v) = projected(
-            x.unsqueezed(1), nil, at: positions(from: state.positions, length: 1, x.device))
+        let places = positions(from: state.positions, length: 1, x.device)
+        let row = x.unsqueezed(1)
+        let q = position(activation(split(query(row))), at: places)
+        let k = position(activation(split(key(row))), at: places)
+        let v = split(value(row))
         state.positions = state.positions.map { $0 + 1 }
         state.products += matmul(k.transposed(), v)
         return finished(matmul(q, state.products), normalizing: true, x.dtype).squeezed(1)
@@ -184,29 +216,6 @@ public struct NormAttentionState: StreamingState {
     var positions: [Int]
 
     public var tensors: [String: Tensor] { ["products": products, "positions": Tensor(positions)] }
-}
-
-/// Σ_{j≤i} (q_i·k_j) v_j, and Σ k_j v_jᵀ over all tokens and `initial`, in chunks.
-///
-/// q, k `[batch, heads, length, features]`, v `[batch, heads, length, valueDim]`, states
-/// `[batch, heads, features, valueDim]`. Time O(N (C (features + valueDim) + features · valueDim)) for chunks of C tokens,
-/// memory O(N (C + features + valueDim + features · valueDim / C)), gradients included.
-func causalProduct(_ q: Tensor, _ k: Tensor, _ v: Tensor, chunk: Int = 64, initial: Tensor? = nil) -> (
-    out: Tensor, final: Tensor
-) {
-    let length = q.size(2)
-    let size = max(1, min(chunk, length))
-    let chunks = (length + size - 1) / size
-    func cut(_ x: Tensor) -> Tensor {
-        x.padded(2, after: chunks * size - length).reshaped(x.size(0), x.size(1), chunks, size, -1)
-    }
-    let (q, k, v) = (cut(q), cut(k), cut(v))
-    let products = matmul(k.transposed(), v)  // [batch, heads, chunks, features, valueDim]
-    let start = initial?.unsqueezed(2) ?? .zeros(like: products.sliced(2, 0..<min(1, chunks)))
-    let sums = concatenate([start, products], dim: 2).cumulativeSum(2)  // before each chunk, and after the last
-    let within = matmul(matmul(q, k.transposed()).lowerTriangle(), v)
-    let out = (within + matmul(q, sums.sliced(2, 0..<chunks))).flattened(2, 3)
-    return (out.sliced(2, 0..<length), sums.selected(2, -1))
 }
 
 // MARK: - In the catalogue
