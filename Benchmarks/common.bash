@@ -18,5 +18,5 @@ machine() {
     printf 'Machine: %s, %s cores, %s GiB; %s\n' \
         "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" \
         "$(awk '/MemTotal/ {printf "%.0f", $2 / 1048576}' /proc/meminfo)" "$(date +%Y-%m-%d)"
-    "$subq" doctor | awk '/LibTorch library|threads|instruction set/'
+    "$subq" doctor | awk '/LibTorch library|threads|instruction set|kernels run with/'
 }

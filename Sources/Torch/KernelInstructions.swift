@@ -11,6 +11,12 @@ public enum KernelInstructions {
         return names.prefix(count).compactMap { $0.map { String(cString: $0) } }
     }
 
+    /// What runs in kernels of this project's own on the CPU, forward and backward, instead of as several of LibTorch's
+    /// operations.
+    public static let fusedKernels = [
+        "causal linear attention and momentum attention, with feature map and norm"
+    ]
+
     /// - Throws: ``TorchError`` if `SUBQ_ISA` names what this machine lacks.
     public static func active() throws -> String {
         var error = ctorch_error()

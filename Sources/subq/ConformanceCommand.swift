@@ -1,6 +1,7 @@
 import ArgumentParser
 import Conformance
 import Foundation
+import Torch
 
 struct ConformanceCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
@@ -13,6 +14,7 @@ struct ConformanceCommand: ParsableCommand {
     var json = false
 
     func run() throws {
+        _ = try KernelInstructions.active()
         let files = try paths.flatMap(GoldenFiles.find)
         var reports: [ConformanceReport] = []
         for file in files {

@@ -14,6 +14,7 @@ struct ComputeOptions: ParsableArguments {
 
     /// - Throws: ``UsageError`` or `TorchError` for what this machine does not have.
     func apply() throws {
+        _ = try KernelInstructions.active()  // a wrong SUBQ_ISA is told before any work
         if let threads {
             guard (1...1024).contains(threads) else {
                 throw UsageError("--threads must be from 1 to 1024, not \(threads)")
