@@ -7,13 +7,13 @@ import TorchNN
 import TorchOptimizers
 
 /// Whether gradients are computed too.
-public enum BenchmarkPass: String, Sendable, CaseIterable {
+public enum BenchmarkPass: String, Codable, Sendable, CaseIterable {
     case forward
     case forwardBackward = "forward-backward"
 }
 
 /// The sizes of the work that is measured.
-public struct BenchmarkShape: Sendable {
+public struct BenchmarkShape: Codable, Sendable {
     public var batch = 1
     public var heads = 8
     public var length = 1024
@@ -46,30 +46,60 @@ public enum Benchmark {
         }
     }
 
-    /// The mechanism alone, on q, k, v `[batch, heads, length, headDim]`.
+    /// The layer in a block of a model: norms, sums and a feed-forward layer of four times the width around it. The Fourier
+    /// Transformer's block is as short as its filter makes the sequence.
+    public static func block(
+        _ mixer: MixerConfiguration, causal: Bool, _ shape: BenchmarkShape, pass: BenchmarkPass, repeats: Int,
+        reference: Bool = false
+    ) throws -> BenchmarkResult {
+        var configuration = ModelConfiguration(mixer: mixer)
+        configuration.layers = 1
+        configuration.modelDim = shape.modelDim
+        configuration.heads = shape.heads
+        configuration.position = .none
+        configuration.finalNorm = false
+        let generator = RandomGenerator(seed: 1)
+        let (stack, body): (Module, (Tensor) -> Tensor)
+        if let options = mixer.options as? FourierTransformerOptions {
+            configuration.mixer = try MixerConfiguration("softmax")
+            let shortening = FourierShortening(layers: [0], filter: try options.makeFilter(), hasGlobalResidual: false)
+            let encoder = try FourierEncoder(configuration, shortening, using: generator)
+            (stack, body) = (encoder, { encoder($0).output })
+        } else {
+            let encoder = try SequenceEncoder(
+                configuration, isCausal: causal, maximumLength: shape.length, using: generator)
+            (stack, body) = (encoder, { encoder($0) })
+        }
+        if reference { try useReference(in: stack) }
+        let x = Tensor.randomNormal([shape.batch, shape.length, shape.modelDim], using: RandomGenerator(seed: 2))
+        return measured(mixer.name, causal, shape, pass, repeats, inputs: [x], parameters: stack.parameters()) {
+            body($0[0])
+        }
+    }
+
+    /// The mechanism alone, between its projections, on q, k, v `[batch, heads, length, headDim]`.
+    ///
+    /// - Throws: `ConfigurationError` when it cannot be built so, or is nothing without the rest of its layer.
     public static func attention(
         _ mixer: MixerConfiguration, causal: Bool, _ shape: BenchmarkShape, pass: BenchmarkPass, repeats: Int,
         reference: Bool = false
     ) throws -> BenchmarkResult {
-        guard let core = (try build(mixer, causal, shape) as? any CoreHolding)?.anyCore else {
-            throw ConfigurationError("mixer '\(mixer.name)' is a whole layer; measure it with 'bench layer'")
-        }
-        let generator = RandomGenerator(seed: 2)
-        let inputs = (0..<3).map { _ in
-            Tensor.randomNormal([shape.batch, shape.heads, shape.length, shape.headDim], using: generator)
-        }
-        return measured(mixer.name, causal, shape, pass, repeats, inputs: inputs, parameters: []) {
-            reference
-                ? core.reference($0[0], $0[1], $0[2], paddingMask: nil) : core($0[0], $0[1], $0[2], paddingMask: nil)
-        }
+        let bare = try BareMechanism(
+            build(mixer, causal, shape), named: mixer.name, batch: shape.batch, heads: shape.heads,
+            length: shape.length, headDim: shape.headDim, reference: reference)
+        return measured(
+            mixer.name, causal, shape, pass, repeats, inputs: bare.inputs(using: RandomGenerator(seed: 2)),
+            parameters: bare.parameters
+        ) { bare($0) }
     }
 
     /// A training step of a byte language model: forward, backward, AdamW.
-    public static func languageModel(_ mixer: MixerConfiguration, _ shape: BenchmarkShape, repeats: Int) throws
-        -> BenchmarkResult
-    {
+    public static func languageModel(
+        _ mixer: MixerConfiguration, _ shape: BenchmarkShape, repeats: Int, reference: Bool = false
+    ) throws -> BenchmarkResult {
         let generator = RandomGenerator(seed: 1)
         let model = try languageModel(mixer, shape, maximumLength: shape.length, generator)
+        if reference { try useReference(in: model) }
         let optimizer = AdamW(model.namedParameters(), learningRate: 3e-4)
         let ids = Tensor.random(in: 0..<256, [shape.batch, shape.length + 1], using: generator)
         let (inputs, targets) = (ids[.all, 0..<shape.length].contiguous(), ids[.all, 1...].flattened())
@@ -83,7 +113,7 @@ public enum Benchmark {
             tokensPerSecond: Double(shape.batch * shape.length) / watch.median * 1e3)
     }
 
-    /// Tokens a second of one sequence, after a context of `shape.length` random tokens.
+    /// Tokens of one sequence, made one by one after a context of `shape.length` random tokens.
     public static func generation(_ mixer: MixerConfiguration, _ shape: BenchmarkShape, tokens: Int) throws
         -> BenchmarkResult
     {
@@ -92,9 +122,26 @@ public enum Benchmark {
         model.evaluate()
         let prompt: [Int64] = Tensor.random(in: 0..<256, [shape.length], using: generator).scalars()
         let sampler = try TokenSampler(SamplingOptions(temperature: 0), using: generator)
-        var stream = try TokenGenerator(model, prompt: prompt.map(Int.init), sampler: sampler)
-        let watch = Stopwatch(repeats: tokens) { _ = stream.next() }
-        return report(mixer.name, true, shape, "generate", watch, tokensPerSecond: 1e3 / watch.median)
+        func start() throws -> TokenGenerator {
+            try TokenGenerator(model, prompt: prompt.map(Int.init), sampler: sampler)
+        }
+        var stream = try start()
+        for _ in 0..<2 { _ = stream.next() }
+        let prefill = try Stopwatch.milliseconds { stream = try start() }
+        let watch = Stopwatch(repeats: tokens, warmUp: 1) { _ = stream.next() }  // the first token costs no step
+        var result = report(mixer.name, true, shape, "generate", watch, tokensPerSecond: 1e3 / watch.mean)
+        result.prefillMilliseconds = prefill
+        return result
+    }
+
+    /// The product of two square float32 matrices: what the machine can do at best.
+    public static func product(size: Int, repeats: Int) -> BenchmarkResult {
+        let shape = BenchmarkShape(batch: 1, heads: 1, length: size, headDim: size)
+        let generator = RandomGenerator(seed: 1)
+        let (a, b) = (
+            Tensor.randomNormal([size, size], using: generator), Tensor.randomNormal([size, size], using: generator)
+        )
+        return report("sgemm", false, shape, "forward", Stopwatch(repeats: repeats) { _ = matmul(a, b) })
     }
 
     /// The sum of two float32 tensors of `megabytes` · 10⁶ bytes each, into new memory.
@@ -153,6 +200,12 @@ public enum Benchmark {
             pass: pass, threads: TorchRuntime.threadCount, medianMilliseconds: watch.median,
             minimumMilliseconds: watch.minimum,
             peakResidentMegabytes: watch.peakMegabytes, tokensPerSecond: tokensPerSecond)
+    }
+
+    private static func useReference(in model: Module) throws {
+        let layers = model.namedModules().compactMap { $0.module as? any ReferenceEvaluating }
+        guard !layers.isEmpty else { throw ConfigurationError("it has no reference form to measure") }
+        for layer in layers { layer.usesReference = true }
     }
 
     private static func useReference(_ layer: any SequenceMixer) throws {

@@ -1,6 +1,4 @@
-import Foundation
-
-/// Times and memory of one piece of work, as `subq bench --json` prints them.
+/// Times and memory of one piece of work, as `subq bench --json` prints them; what is nil is left out there.
 public struct BenchmarkResult: Codable, Sendable {
     public var mechanism: String
     public var causal: Bool
@@ -17,6 +15,26 @@ public struct BenchmarkResult: Codable, Sendable {
     public var peakResidentMegabytes: Double
     /// Tokens a second, of language models.
     public var tokensPerSecond: Double?
+    /// Time to take up the context, of generation.
+    public var prefillMilliseconds: Double?
+    /// What was resident before, once LibTorch had what it needs whatever the length; in units of 10⁶ bytes.
+    public var baseResidentMegabytes: Double?
+    /// `fast` or `reference` where both were measured.
+    public var form: String?
+    /// Of the reference form: its time in units of the fast form's.
+    public var timesFast: Double?
+    /// The operations of the mechanism's products, in units of 10⁹; see ``OperationCount``.
+    public var gigaOperations: Double?
+    /// What a product of large matrices reached in the same run, in 10⁹ operations a second.
+    public var productRate: Double?
+    /// The rate of the mechanism's products in units of that.
+    public var productShare: Double?
+    /// Exponents of the fits over all lengths, with the last of them.
+    public var timeExponent: Double?
+    public var memoryExponent: Double?
+
+    /// What was needed beyond the base, in units of 10⁶ bytes.
+    public var extraMegabytes: Double? { baseResidentMegabytes.map { peakResidentMegabytes - $0 } }
 
     private enum CodingKeys: String, CodingKey {
         case mechanism, causal, batch, heads, length, pass, threads
@@ -25,37 +43,14 @@ public struct BenchmarkResult: Codable, Sendable {
         case minimumMilliseconds = "min_ms"
         case peakResidentMegabytes = "peak_rss_mb"
         case tokensPerSecond = "tokens_per_s"
+        case prefillMilliseconds = "prefill_ms"
+        case baseResidentMegabytes = "base_rss_mb"
+        case form
+        case timesFast = "times_fast"
+        case gigaOperations = "gflop"
+        case productRate = "sgemm_gflop_per_s"
+        case productShare = "sgemm_share"
+        case timeExponent = "time_exponent"
+        case memoryExponent = "memory_exponent"
     }
-}
-
-/// Runs work twice untimed, then `repeats` times timed.
-struct Stopwatch {
-    let median: Double
-    let minimum: Double
-    let peakMegabytes: Double
-
-    init(repeats: Int, warmUp: Int = 2, _ work: () -> Void) {
-        for _ in 0..<warmUp { work() }
-        ProcessMemory.resetPeak()
-        let times = (0..<repeats).map { _ in
-            let start = ContinuousClock.now
-            work()
-            let time = (ContinuousClock.now - start).components
-            return Double(time.seconds) * 1e3 + Double(time.attoseconds) * 1e-15
-        }.sorted()
-        minimum = times[0]
-        median =
-            times.count.isMultiple(of: 2)
-            ? (times[times.count / 2 - 1] + times[times.count / 2]) / 2 : times[times.count / 2]
-        peakMegabytes = ProcessMemory.peakMegabytes
-    }
-}
-
-/// The exponent e of the best fit y = c xᵉ: the slope of a line through the logarithms.
-public func fittedExponent(_ points: [(x: Double, y: Double)]) -> Double {
-    let logs = points.map { (log($0.x), log($0.y)) }
-    let count = Double(logs.count)
-    let (meanX, meanY) = (logs.map(\.0).reduce(0, +) / count, logs.map(\.1).reduce(0, +) / count)
-    let covariance = logs.map { ($0.0 - meanX) * ($0.1 - meanY) }.reduce(0, +)
-    return covariance / logs.map { ($0.0 - meanX) * ($0.0 - meanX) }.reduce(0, +)
 }

@@ -53,13 +53,15 @@ enum Failure {
         case is UsageError: EX_USAGE
         case let error as RecipeError: exitCode(for: error.problem)
         case is ConfigurationError: EX_CONFIG
+        case is MeasuringProcess.Ended: EX_OSERR
         case let error as DatasetError: exitCode(for: error)
         case let error as RunError: exitCode(for: error)
         case let error as ConformanceError: error.isMissingFile ? EX_NOINPUT : EX_DATAERR
         case is SafetensorsError, is LoadError, is OptimizerStateError: EX_DATAERR
         case let error as FileWriteError: error.operation == "create" ? EX_CANTCREAT : EX_IOERR
         case let error as TorchError:
-            error.kind == .outOfMemory ? EX_OSERR : (error.operation == "device" ? EX_USAGE : EX_SOFTWARE)
+            error.kind == .outOfMemory
+                ? EX_OSERR : (["device", "SUBQ_ISA"].contains(error.operation) ? EX_USAGE : EX_SOFTWARE)
         default: EX_SOFTWARE
         }
     }

@@ -49,11 +49,12 @@ enum Main {
     /// ArgumentParser calls an unknown subcommand an unexpected argument; this names the nearest one.
     private static func checkSubcommand(_ arguments: ArraySlice<String>, of command: any ParsableCommand.Type) throws {
         let subcommands = command.configuration.subcommands
+        let shown = subcommands.filter { $0.configuration.shouldDisplay }
         guard !subcommands.isEmpty, let name = arguments.first, !name.hasPrefix("-"), name != "help" else { return }
         if let next = subcommands.first(where: { $0._commandName == name }) {
             return try checkSubcommand(arguments.dropFirst(), of: next)
         }
-        let hint = NearestName.hint(for: name, among: subcommands.map { $0._commandName })
+        let hint = NearestName.hint(for: name, among: shown.map { $0._commandName })
         throw UsageError("unknown subcommand '\(name)'; \(hint)")
     }
 }

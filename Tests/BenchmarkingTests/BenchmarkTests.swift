@@ -38,18 +38,21 @@ import TorchNN
             }
             return
         }
-        let hasCore = try Self.layer(name, causal: causal) is any CoreHolding
+        let isBareable = !["r-transformer", "gmlp", "sparse-mlp", "mega", "fourier-transformer", "samformer"].contains(
+            name)
         for pass in BenchmarkPass.allCases {
             for reference in [false, true] {
                 var results = [
                     try Benchmark.layer(
-                        mixer, causal: causal, Self.shape, pass: pass, repeats: 2, reference: reference)
+                        mixer, causal: causal, Self.shape, pass: pass, repeats: 2, reference: reference),
+                    try Benchmark.block(
+                        mixer, causal: causal, Self.shape, pass: pass, repeats: 1, reference: reference),
                 ]
                 let attention = {
                     try Benchmark.attention(
                         mixer, causal: causal, Self.shape, pass: pass, repeats: 3, reference: reference)
                 }
-                if hasCore {
+                if isBareable {
                     results.append(try attention())
                 } else {
                     #expect(throws: ConfigurationError.self) { try attention() }
@@ -78,6 +81,26 @@ import TorchNN
         let generation = try Benchmark.generation(mixer, Self.shape, tokens: 3)
         #expect(generation.pass == "generate")
         #expect(try #require(generation.tokensPerSecond) > 0)
+    }
+
+    /// A measurement crosses to another process as JSON.
+    @Test(arguments: MixerCatalogue.entries.map(\.name)) func tasksAreWrittenAndRead(_ name: String) throws {
+        var task = BenchmarkTask(
+            .attention, try MixerConfiguration(name), causal: true, Self.shape, repeats: 3, threads: 2)
+        task.reference = true
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = .sortedKeys
+        let json = try encoder.encode(task)
+        #expect(try encoder.encode(JSONDecoder().decode(BenchmarkTask.self, from: json)) == json)
+    }
+
+    @Test func tasksKnowWhatTheProcessTakes() throws {
+        let result = try BenchmarkTask(.layer, try MixerConfiguration("linear"), Self.shape, repeats: 2).measure()
+        #expect(try #require(result.baseResidentMegabytes) > 0 && result.mechanism == "linear")
+        #expect(
+            try #require(result.extraMegabytes) == result.peakResidentMegabytes - (result.baseResidentMegabytes ?? 0))
+        let product = try BenchmarkTask(.product, nil, BenchmarkShape(length: 32), repeats: 2).measure()
+        #expect(product.mechanism == "sgemm" && product.minimumMilliseconds > 0)
     }
 
     @Test func resultsHaveTheirKeys() throws {

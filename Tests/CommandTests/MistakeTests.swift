@@ -59,6 +59,20 @@ import Testing
         Mistake("bench", "attention", code: .usage, says: "--mechanism"),
         Mistake("bench", "attention", "--mechanism", "sofmax", code: .usage, says: "did you mean 'softmax'?"),
         Mistake("bench", "attention", "--mechanism", ",", code: .usage, says: "names none"),
+        Mistake("bench", "attention", "--mechanism", "linformer", "--causal", code: .usage, says: "no causal form"),
+        Mistake("bench", "attention", "--mechanism", "linear,ngram", code: .usage, says: "give --causal"),
+        Mistake("bench", "lm", "--mechanism", "samformer", code: .usage, says: "no causal form"),
+        Mistake("bench", "attention", "--mechanism", "gmlp", code: .usage, says: "measure it with 'bench layer'"),
+        Mistake("bench", "layer", "--mechanism", "{name: linear, ngram: 3}", code: .usage, says: "'ngram'"),
+        Mistake("bench", "layer", "--mechanism", "{name: aft, form: conv, kernel: 4}", code: .usage, says: "odd"),
+        Mistake("bench", "layer", "--mechanism", "linear", "--plot", "p.svg", code: .usage, says: "two lengths"),
+        Mistake(
+            "bench", "layer", "--mechanism", "linear", "--plot", "p.svg", "--length", "64,64", code: .usage,
+            says: "two lengths"),
+        Mistake("bench", "layer", "--mechanism", "linear", "--length", "", code: .usage, says: "--length names none"),
+        Mistake("bench", "generate", "--mechanism", "linear", "--batch", "2", code: .usage, says: "one sequence"),
+        Mistake("bench", "generate", "--mechanism", "linear", "--roofline", code: .usage, says: "--roofline"),
+        Mistake("bench", "measure", "{}", code: .usage, says: "describes no measurement"),
         Mistake("bench", "layer", "--mechanism", "linear", "--pass", "back", code: .usage, says: "forward-backward"),
     ]
 
