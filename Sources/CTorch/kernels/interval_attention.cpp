@@ -5,7 +5,16 @@
 // over the keys j of the query's ranges that the mask leaves. Forward keeps out, the peaks and the sums; the backward pass
 // computes the scores again:
 //   dv_j = Σ_i p_ij dout_i,   ds_ij = p_ij (dout_i·v_j - dout_i·out_i),   dq_i = scale Σ_j ds_ij k_j,   dk_j = scale Σ_i ds_ij q_i
+//
+// A block of 64 queries walks the tiles of 64 keys that its ranges touch (interval_attention_plan.cpp), and goes into single pairs only
+// in tiles that some of its queries do not see whole. Backward does so once for all five products, summing the gradients of keys in
+// slots that are written out with the last block that meets them. A head is one task, or, where there are few heads, several
+// segments of blocks; tiles that several of them meet are summed up at the end. How many depends on the work alone, so that any
+// number of threads gives the same bits.
 #include "interval_attention.hpp"
+
+#define KERNELS "interval_attention.kernels.hpp"
+#include "for_each_isa.hpp"
 
 using namespace ctorch;
 using at::Tensor;
@@ -29,8 +38,10 @@ void for_each_key(const IntervalWork<T> &work, const Intervals &intervals, int64
 }
 
 template <typename T>
-void interval_forward(const IntervalWork<T> &work, const Intervals &intervals, int64_t head, int64_t from, int64_t to) {
-  for (int64_t i = from; i < to; ++i) {
+void interval_forward(const IntervalWork<T> &work, const IntervalPlan &plan, int64_t head, int64_t segment) {
+  const auto &intervals = plan.intervals;
+  const int64_t from = plan.segment_begin[segment] * interval_tile, to = plan.segment_begin[segment + 1] * interval_tile;
+  for (int64_t i = from; i < std::min(to, work.queries); ++i) {
     T peak = -INFINITY, sum = 0;
     for_each_key(work, intervals, head, i, [&](int64_t, T score) { peak = std::max(peak, score); });
     T *out = work.out.head(head) + i * work.out.row;
@@ -47,7 +58,10 @@ void interval_forward(const IntervalWork<T> &work, const Intervals &intervals, i
   }
 }
 
-template <typename T> void interval_backward(const IntervalWork<T> &work, const Intervals &intervals, int64_t head) {
+/// All of a head at once.
+template <typename T> void interval_backward(const IntervalWork<T> &work, const IntervalPlan &plan, int64_t head, int64_t segment) {
+  if (segment > 0) return;
+  const auto &intervals = plan.intervals;
   for (int64_t j = 0; j < work.keys; ++j) {
     std::fill_n(work.dk.head(head) + j * work.dk.row, work.features, T(0));
     std::fill_n(work.dv.head(head) + j * work.dv.row, work.values, T(0));
@@ -70,6 +84,8 @@ template <typename T> void interval_backward(const IntervalWork<T> &work, const 
   }
 }
 
+template <typename T> void interval_finish(const IntervalWork<T> &, const IntervalPlan &, int64_t) {}
+
 } // namespace ctorch::reference
 
 namespace {
@@ -80,10 +96,27 @@ struct Constants {
   double scale;
 };
 
-/// The ranges of the head `head` of all batches' heads.
-Intervals intervals_of(const Tensor &intervals, int64_t head, int64_t keys) {
+/// Tasks that keep the cores of a machine busy, with some to choose from; backward, whose tasks share sums, takes fewer.
+constexpr int64_t forward_tasks = 64, backward_tasks = 16;
+
+/// The walk of each head that has ranges of its own, or of all.
+std::vector<IntervalPlan> plans_of(const Tensor &intervals, int64_t rows, int64_t keys, int64_t tasks) {
   const int64_t heads = intervals.size(0), ranges = intervals.size(1), queries = intervals.size(2);
-  return {intervals.const_data_ptr<int32_t>() + head % heads * ranges * queries * 2, ranges, queries, keys};
+  const int32_t *data = intervals.const_data_ptr<int32_t>();
+  std::vector<std::optional<IntervalPlan>> found(static_cast<size_t>(heads));
+  for_each_task(heads, [&](int64_t head) {
+    found[head].emplace(Intervals{data + head * ranges * queries * 2, ranges, queries, keys}, (tasks + rows - 1) / std::max<int64_t>(rows, 1));
+  });
+  std::vector<IntervalPlan> plans;
+  for (auto &plan : found) plans.push_back(std::move(*plan));
+  return plans;
+}
+
+/// Calls body(plan, head, segment) for all of them, as tasks.
+template <typename Body> void for_each_segment(const std::vector<IntervalPlan> &plans, int64_t rows, Body body) {
+  if (rows == 0) return;
+  const auto segments = static_cast<int64_t>(plans[0].segment_begin.size()) - 1, heads = static_cast<int64_t>(plans.size());
+  for_each_task(rows * segments, [&](int64_t task) { body(plans[task / segments % heads], task / segments, task % segments); });
 }
 
 template <typename T>
@@ -111,9 +144,10 @@ struct IntervalAttention : torch::autograd::Function<IntervalAttention> {
     AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "interval attention", [&] {
       auto work = work_of<scalar_t>(q, k, v, constants.mask, constants.scale, statistics);
       work.out = mutable_rows<scalar_t>(out);
-      for_each_task(rows, [&](int64_t head) {
-        reference::interval_forward<scalar_t>(work, intervals_of(constants.intervals, head, work.keys), head, 0, queries);
-      });
+      for_each_segment(plans_of(constants.intervals, rows, work.keys, forward_tasks), rows,
+                       [&](const IntervalPlan &plan, int64_t head, int64_t segment) {
+                         DISPATCH(interval_forward<scalar_t>, work, plan, head, segment);
+                       });
     });
     if (q.requires_grad() || k.requires_grad() || v.requires_grad()) {
       context->save_for_backward({q, k, v, constants.intervals, constants.mask, out, statistics});
@@ -136,8 +170,16 @@ struct IntervalAttention : torch::autograd::Function<IntervalAttention> {
       work.cotangent = ctorch::rows<scalar_t>(cotangent);
       work.out = mutable_rows<scalar_t>(out);
       work.dq = mutable_rows<scalar_t>(dq), work.dk = mutable_rows<scalar_t>(dk), work.dv = mutable_rows<scalar_t>(dv);
-      for_each_task(q.size(0) * q.size(1), [&](int64_t head) {
-        reference::interval_backward<scalar_t>(work, intervals_of(intervals, head, work.keys), head);
+      const int64_t rows = q.size(0) * q.size(1);
+      const auto plans = plans_of(intervals, rows, work.keys, backward_tasks);
+      for (const auto &plan : plans) work.partials = std::max(work.partials, plan.partials);
+      auto partial = at::empty({rows, work.partials, work.partial_size()}, q.options());
+      work.partial = partial.mutable_data_ptr<scalar_t>();
+      for_each_segment(plans, rows, [&](const IntervalPlan &plan, int64_t head, int64_t segment) {
+        DISPATCH(interval_backward<scalar_t>, work, plan, head, segment);
+      });
+      for_each_task(rows, [&](int64_t head) {
+        DISPATCH(interval_finish<scalar_t>, work, plans[head % plans.size()], head);
       });
     });
     return {dq, dk, dv, Tensor()};

@@ -7,6 +7,74 @@
 
 namespace ctorch {
 
+/// Queries of a block, and keys of a tile.
+constexpr int64_t interval_tile = 64;
+/// Rows of a tile that is seen in part which are worked on together: what they do not see left and right is not computed.
+constexpr int64_t interval_strip = 12;
+constexpr int64_t interval_strips = (interval_tile + interval_strip - 1) / interval_strip;
+
+/// The ranges of one head, [ranges, queries, 2].
+struct Intervals {
+  const int32_t *data;
+  int64_t ranges, queries, keys;
+
+  int64_t start(int64_t range, int64_t query) const { return std::max<int64_t>(0, data[(range * queries + query) * 2]); }
+  int64_t end(int64_t range, int64_t query) const { return std::min<int64_t>(keys, data[(range * queries + query) * 2 + 1]); }
+};
+
+/// Rows begin..<end of a tile meet only its columns from..<to.
+struct IntervalSpan {
+  int16_t begin, end, from, to;
+};
+
+/// A tile that not every query of a block sees whole: where anything is, seen from its keys and from its queries.
+struct IntervalPart {
+  IntervalSpan keys[interval_strips], queries[interval_strips];
+  int32_t first_range, end_range; // in IntervalPlan::part_ranges, those that meet the tile
+};
+
+/// A block of queries meets a tile of keys.
+struct IntervalVisit {
+  static constexpr int32_t later = -1, direct = -2;
+
+  int32_t tile;
+  int32_t part;   // in IntervalPlan::parts, or -1 when all is seen
+  int32_t slot;   // where a segment sums the gradients of these keys
+  int32_t finish; // `later` unless it is the segment's last visit; which partial sum the slot is then, or `direct`
+  bool first;     // of this tile in the segment
+};
+
+/// A tile of keys that several segments meet: partial sums first_partial..<end_partial.
+struct SharedTile {
+  int32_t tile, first_partial, end_partial;
+};
+
+/// The walk over the tiles of one head, cut into segments of about as many visits each: a task for each segment.
+struct IntervalPlan {
+  Intervals intervals;
+  std::vector<int64_t> first_visit;   // of each block, and after the last
+  std::vector<int64_t> segment_begin; // blocks
+  std::vector<IntervalVisit> visits;
+  std::vector<IntervalPart> parts;
+  std::vector<int32_t> part_ranges;
+  std::vector<SharedTile> shared;
+  std::vector<int32_t> unseen; // tiles of keys
+  int64_t slots = 0, partials = 0;
+
+  IntervalPlan(const Intervals &intervals, int64_t segments);
+
+  int64_t blocks() const { return (intervals.queries + interval_tile - 1) / interval_tile; }
+  int64_t tiles() const { return (intervals.keys + interval_tile - 1) / interval_tile; }
+  int64_t rows_of(int64_t block) const { return std::min(interval_tile, intervals.queries - block * interval_tile); }
+  int64_t keys_of(int64_t tile) const { return std::min(interval_tile, intervals.keys - tile * interval_tile); }
+
+private:
+  void walk(int64_t block);
+  bool describe(int64_t block, int64_t tile, IntervalVisit &visit);
+  void cut(int64_t segments);
+  void share();
+};
+
 /// One pass over [batch, heads, queries or keys, …].
 template <typename T> struct IntervalWork {
   int64_t heads, queries, keys, features, values;
@@ -16,18 +84,13 @@ template <typename T> struct IntervalWork {
   const bool *mask; // [batch, keys] or null
   T *peak;          // [batch heads, queries]: the largest score of a row, infinity where it sees nothing
   T *inverse_sum;   // [batch heads, queries]: 1 / Σ exp(score - peak), 0 where it sees nothing
-  T *partial;       // [batch heads, partials, tile, features + values], padded: gradients of keys that several tasks meet
+  T *partial;       // [batch heads, partials, partial_size()]: gradients of keys that several tasks meet
+  int64_t partials;
 
   const bool *real(int64_t head) const { return mask ? mask + head / heads * keys : nullptr; }
-};
-
-/// The ranges of one head, [ranges, queries, 2].
-struct Intervals {
-  const int32_t *data;
-  int64_t ranges, queries, keys;
-
-  int64_t start(int64_t range, int64_t query) const { return std::max<int64_t>(0, data[(range * queries + query) * 2]); }
-  int64_t end(int64_t range, int64_t query) const { return std::min<int64_t>(keys, data[(range * queries + query) * 2 + 1]); }
+  /// Rows may be padded to 16 numbers.
+  int64_t partial_size() const { return interval_tile * (features + values + 32); }
+  T *partial_of(int64_t head, int64_t index) const { return partial + (head * partials + index) * partial_size(); }
 };
 
 } // namespace ctorch
