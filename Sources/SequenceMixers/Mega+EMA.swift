@@ -10,9 +10,9 @@ import TorchNN
 
 /// Mega's damped moving average of every feature, causal or in both directions.
 ///
-/// Time O(N d h) in blocks, or O(N d (h + log N)) through the Fourier transform; memory O(N d) either way, for the
-/// kernel `[d, N]` is built from two short tables and never as d × h × N numbers. Streaming keeps d × h numbers, or
-/// with a truncated kernel its last T - 1 inputs.
+/// Time O(N d h), or O(N d (h + log N)) through the Fourier transform, which truncated kernels need; memory O(N d)
+/// either way, for the kernel `[d, N]` is built from two short tables and never as d × h × N numbers. Streaming keeps
+/// d × h numbers, or with a truncated kernel its last T - 1 inputs.
 public final class MegaEMA: Module {
     /// How the sums are evaluated; all give the same.
     public enum Form: Sendable, CaseIterable {
@@ -22,6 +22,9 @@ public final class MegaEMA: Module {
         case fourier
         /// In blocks of some tokens with a state between them. A truncated kernel has no such form.
         case blocked
+        /// Token by token with the state in registers, ω and silu on the way; on the CPU, and elsewhere in blocks. A
+        /// truncated kernel has no such form.
+        case scan
     }
 
     /// α = sigmoid(this), `[modelDim, h]` as the next three; in two directions `[2 modelDim, h]`, forward first.
@@ -70,22 +73,39 @@ public final class MegaEMA: Module {
     ///
     /// - Parameter form: left out, the fastest for the kernel.
     public func callAsFunction(_ x: Tensor, paddingMask: Tensor? = nil, form: Form? = nil) -> Tensor {
-        activated(average(cleared(x, paddingMask), form: form), x)
+        guard !scans(x, form) else {
+            let out = movingAverage(x, paddingMask: paddingMask, parameters(gated: true)).out
+            return out.shape == x.shape ? out : x  // not so after an error
+        }
+        return activated(average(cleared(x, paddingMask), form: form), x)
+    }
+
+    /// Whether the fused scan computes this.
+    private func scans(_ x: Tensor, _ form: Form?) -> Bool {
+        let isWhole = truncation.map { $0 >= x.size(1) } ?? true
+        return isWhole && x.device == .cpu && (form ?? .scan) == .scan
+    }
+
+    private func parameters(gated: Bool) -> MovingAverageParameters {
+        MovingAverageParameters(
+            alphaLogit: alphaLogit.value, deltaLogit: deltaLogit.value, beta: beta.value, eta: eta.value,
+            omega: gated ? omega.value : nil)
     }
 
     /// y alone, without ω and silu: x `[batch, n, modelDim]` to the same shape.
     public func average(_ x: Tensor, form: Form? = nil) -> Tensor {
         let n = x.size(1)
         let taps = min(truncation ?? n, n)
-        let form = form ?? (taps < n ? .fourier : .blocked)
+        let form = form ?? (taps < n ? .fourier : .scan)
         torchPrecondition(
-            form != .blocked || taps == n, in: "MegaEMA",
-            "a kernel truncated after \(taps) of \(n) taps has no blocked form")
+            ![.blocked, .scan].contains(form) || taps == n, in: "MegaEMA",
+            "a kernel truncated after \(taps) of \(n) taps has no \(form) form")
+        if scans(x, form) { return movingAverage(x, parameters(gated: false)).out }
         let wide = x.to(x.dtype.accumulator)
         if form == .fourier { return convolved(wide, taps).to(x.dtype) }
         func directed(_ x: Tensor, _ direction: Int) -> Tensor {
             let coefficients = coefficients(direction)
-            if form == .blocked { return blocked(x, coefficients) }
+            if form == .blocked || form == .scan { return blocked(x, coefficients) }
             return taps < n ? tapByTap(x, coefficients, taps) : recurrent(x, coefficients).y
         }
         var y = directed(wide, 0)
@@ -95,6 +115,9 @@ public final class MegaEMA: Module {
 
     /// s after the last of x `[batch, n, modelDim]`, forwards and without truncation: `[batch, modelDim, h]`.
     public func state(after x: Tensor, paddingMask: Tensor? = nil, form: Form = .blocked) -> Tensor {
+        if form == .scan, !isBidirectional, x.device == .cpu {
+            return movingAverage(x, paddingMask: paddingMask, parameters(gated: false)).final ?? zeroState(x.size(0))
+        }
         let wide = cleared(x, paddingMask).to(x.dtype.accumulator)
         let coefficients = coefficients(0)
         if form == .recurrent { return recurrent(wide, coefficients).state }
@@ -235,6 +258,14 @@ public final class MegaEMA: Module {
 
     /// The next tokens x `[batch, n, modelDim]`, of which the first `lengths[b]` of each sequence count for the state.
     func continued(_ x: Tensor, _ paddingMask: Tensor?, _ lengths: [Int], _ state: inout Tensor) -> Tensor {
+        // The scan goes on from a state only where no gradient is wanted, and ends for all sequences at once.
+        let isEven = lengths.allSatisfy { $0 == x.size(1) }
+        if truncation == nil, x.device == .cpu, isEven, !isGradEnabled {
+            let (out, final) = movingAverage(x, paddingMask: paddingMask, parameters(gated: true), initial: state)
+            guard let final, out.shape == x.shape else { return x }  // not so after an error
+            state = final
+            return out
+        }
         let inputs = cleared(x, paddingMask).to(state.dtype)
         let y = truncation == nil ? carried(inputs, lengths, &state) : slid(inputs, lengths, &state)
         return activated(y.to(x.dtype), x)

@@ -30,7 +30,7 @@ extension MegaOptions {
             var outputs = ["out": ema(inputs[0], paddingMask: mask, form: usesReference ? .recurrent : nil)]
             if hasState {
                 outputs["final_state"] = ema.state(
-                    after: inputs[0], paddingMask: mask, form: usesReference ? .recurrent : .blocked)
+                    after: inputs[0], paddingMask: mask, form: usesReference ? .recurrent : .scan)
             }
             return outputs
         }

@@ -154,11 +154,21 @@ public final class Mega: Module, StreamingMixer, ReferenceEvaluating {
             z * queryKeyScale.value.selected(0, $0) + queryKeyOffset.value.selected(0, $0)
         }
         let attended = attend(queriesAndKeys[0], queriesAndKeys[1], hiddenDropout(value(input).silu()))
-        let reset = resetGate(averaged).silu() * attended
-        let candidate = dropout((candidateFromAverage(averaged) + candidateFromAttention(reset)).silu())
-        let joined = x + updateGate(averaged).sigmoid() * (candidate - x)
+        let joined = gated(x, averaged, attended)
         let out = settings.isPrenorm ? joined : norm(joined, paddingMask: paddingMask)
         return feedForward.map { $0(out, paddingMask: paddingMask) } ?? out
+    }
+
+    /// x + u ⊙ (H - x), in a pass over memory for each gate where nothing is dropped between.
+    private func gated(_ x: Tensor, _ averaged: Tensor, _ attended: Tensor) -> Tensor {
+        let (reset, update) = (resetGate(averaged), updateGate(averaged))
+        guard !usesReference, !(isTraining && settings.dropout > 0) else {
+            let fromAttention = candidateFromAttention(reset.silu() * attended)
+            let candidate = dropout((candidateFromAverage(averaged) + fromAttention).silu())
+            return x + update.sigmoid() * (candidate - x)
+        }
+        let fromAttention = candidateFromAttention(gatedProduct(reset, attended))
+        return gatedResidual(x, gate: update, candidateFromAverage(averaged), fromAttention)
     }
 
     /// Whether the shapes are right, for code that follows a check that failed.

@@ -32,8 +32,8 @@ import TorchNN
                 #expect(form.count == 7)
                 for (one, other) in zip(form, found[0]) { #expect(one.deviation(from: other) < 1e-10, "\(trial)") }
             }
-            let states = [MegaEMA.Form.blocked, .recurrent].map { ema.state(after: x, form: $0) }
-            #expect(states[0].deviation(from: states[1]) < 1e-12, "\(trial)")
+            let states = [MegaEMA.Form.blocked, .recurrent, .scan].map { ema.state(after: x, form: $0) }
+            for state in states[1...] { #expect(state.deviation(from: states[0]) < 1e-12, "\(trial)") }
         }
     }
 
@@ -73,7 +73,7 @@ import TorchNN
         let x = Trial(9).normal([1, n, 4], .float32)
         withNoGrad {
             let expected = exact.average(x.to(.float64), form: .recurrent)
-            for form in [MegaEMA.Form.fourier, .blocked] {
+            for form in [MegaEMA.Form.fourier, .blocked, .scan] {
                 #expect(single.average(x, form: form).deviation(from: expected) < 1e-5, "\(form)")
             }
             let state = exact.state(after: x.to(.float64), form: .recurrent)
@@ -88,7 +88,7 @@ import TorchNN
         ema.deltaLogit.value = .full([2, 2], 100, dtype: dtype)
         let x = Trial(3).normal([1, 200, 2], dtype).requiringGrad()
         let expected = ema(x, form: .recurrent)
-        for form in [MegaEMA.Form.fourier, .blocked] {
+        for form in [MegaEMA.Form.fourier, .blocked, .scan] {
             let out = ema(x, form: form)
             #expect(out.deviation(from: expected) < 1e-5)
             let found = gradients(of: [out.sum()], withRespectTo: [x] + ema.parameters().map(\.value))

@@ -16,3 +16,4 @@
 #include "ctorch_allocator.h"
 #include "ctorch_kernels.h"
 #include "ctorch_interval_attention.h"
+#include "ctorch_moving_average.h"

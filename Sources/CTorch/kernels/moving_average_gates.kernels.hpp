@@ -1,0 +1,49 @@
+// Mega's gates for one instruction set; see moving_average_gates.cpp for the equations.
+
+/// Calls body(place, numbers) for a block's vectors, of which the last may be shorter.
+template <typename T, typename Body> INLINE void gate_vectors(int64_t count, int64_t task, Body body) {
+  const int64_t end = std::min(count, (task + 1) * gate_block);
+  int64_t i = task * gate_block;
+  for (; i + width<T> <= end; i += width<T>) body(i, static_cast<int64_t>(width<T>));
+  if (i < end) body(i, end - i);
+}
+template <typename T> INLINE Vector<T> gate_load(const T *p, int64_t n) { return n == width<T> ? load<T>(p) : load_first<T>(p, n); }
+template <typename T> INLINE void gate_store(T *p, Vector<T> v, int64_t n) {
+  if (n == width<T>) return store<T>(p, v);
+  store_first<T>(p, v, n);
+}
+
+template <typename T> void gated_product(const GatedProductWork<T> &work, int64_t task) {
+  gate_vectors<T>(work.count, task, [&](int64_t i, int64_t n) {
+    const auto gate = gate_load<T>(work.gate + i, n);
+    gate_store<T>(work.out + i, gate * logistic<T>(gate) * gate_load<T>(work.value + i, n), n);
+  });
+}
+
+template <typename T> void gated_product_back(const GatedProductWork<T> &work, int64_t task) {
+  gate_vectors<T>(work.count, task, [&](int64_t i, int64_t n) {
+    const auto gate = gate_load<T>(work.gate + i, n), open = logistic<T>(gate), silu = gate * open;
+    const auto given = gate_load<T>(work.cotangent + i, n);
+    gate_store<T>(work.of_gate + i, given * gate_load<T>(work.value + i, n) * (open + silu * (T(1) - open)), n);
+    gate_store<T>(work.of_value + i, given * silu, n);
+  });
+}
+
+template <typename T> void gated_residual(const GatedResidualWork<T> &work, int64_t task) {
+  gate_vectors<T>(work.count, task, [&](int64_t i, int64_t n) {
+    const auto x = gate_load<T>(work.x + i, n), sum = gate_load<T>(work.first + i, n) + gate_load<T>(work.second + i, n);
+    const auto open = logistic<T>(gate_load<T>(work.gate + i, n));
+    gate_store<T>(work.out + i, x + open * (sum * logistic<T>(sum) - x), n);
+  });
+}
+
+template <typename T> void gated_residual_back(const GatedResidualWork<T> &work, int64_t task) {
+  gate_vectors<T>(work.count, task, [&](int64_t i, int64_t n) {
+    const auto x = gate_load<T>(work.x + i, n), sum = gate_load<T>(work.first + i, n) + gate_load<T>(work.second + i, n);
+    const auto open = logistic<T>(gate_load<T>(work.gate + i, n)), inner = logistic<T>(sum), silu = sum * inner;
+    const auto given = gate_load<T>(work.cotangent + i, n);
+    gate_store<T>(work.of_x + i, given * (T(1) - open), n);
+    gate_store<T>(work.of_gate + i, given * (silu - x) * open * (T(1) - open), n);
+    gate_store<T>(work.of_sum + i, given * open * (inner + silu * (T(1) - inner)), n);
+  });
+}
