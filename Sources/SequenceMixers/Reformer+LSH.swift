@@ -57,6 +57,16 @@ public struct LSHSettings: Sendable, Equatable {
 
     func scale(headDim: Int) -> Double { logitScale == .unit ? 1 : 1 / Double(headDim).squareRoot() }
 
+    func forKernel(bucketCount: Int, headDim: Int) -> LSHAttentionOptions {
+        var options = LSHAttentionOptions(isCausal: isCausal, chunk: chunk, bucketCount: bucketCount)
+        (options.chunksBefore, options.chunksAfter) = (chunksBefore, chunksAfter)
+        (options.withinBucket, options.uniquePairs) = (withinBucket, uniquePairs)
+        options.usesRealLength = roundLength == .real
+        options.scale = scale(headDim: headDim)
+        (options.keyNormEpsilon, options.selfLogit) = (keyNormEpsilon, selfLogit)
+        return options
+    }
+
     /// ln n, for counts n of at least 1. Always in float32, as the numbers that golden files hold were computed: nothing
     /// else here is rounded so, and it is seen in the ninth digit.
     func discount(_ counts: Tensor) -> Tensor { counts.to(.float32).log() }
@@ -70,9 +80,10 @@ public struct LSHSettings: Sendable, Equatable {
 
 /// LSH attention on shared queries and keys.
 ///
-/// For R rounds, chunks of m, and b the sum of the buckets' factors: time O(R N m D), to sort O(R N log N), to hash
-/// O(R N D b); memory O(R N (D + b)), gradients included, since scores are computed block by block and never kept.
-/// ``LSHSettings/uniquePairs`` multiplies the work on scores by up to R².
+/// For R rounds, chunks of m, and b the sum of the buckets' factors: time O(R N m D), to hash O(R N D b); memory
+/// O(N (R + D)), gradients included, since scores are computed block by block and never kept.
+/// ``LSHSettings/uniquePairs`` multiplies the work on scores by up to R². Fused on the CPU; elsewhere composed of LibTorch's
+/// operations, with a sort in time O(R N log N) and memory O(R N (D + b)).
 public final class LSHCore: Module {
     public let settings: LSHSettings
     /// Of the number of buckets; each even.
@@ -83,7 +94,9 @@ public final class LSHCore: Module {
     public let evaluationRounds: Int
     /// `[heads, headDim, rounds, Σ factors / 2]`: those drawn last, which evaluation goes on with.
     public let rotations: Buffer
-    /// How many logits are held at once.
+    /// Whether to compose LibTorch's operations on the CPU too.
+    public var isComposed = false
+    /// How many logits are held at once where it is composed.
     public var logitsAtOnce = 1 << 22
     private let generator: RandomGenerator?
 
@@ -132,9 +145,20 @@ public final class LSHCore: Module {
     /// - Parameter buckets: what ``buckets(_:)`` gave, to keep to it; nil to hash.
     public func callAsFunction(_ qk: Tensor, _ v: Tensor, paddingMask: Tensor?, buckets: Tensor? = nil) -> Tensor {
         guard fits(qk, v, paddingMask) else { return v }
+        // The kernel leaves out what is hidden: with such a logit for itself a token would have to see it.
+        if isFused(qk), settings.selfLogit > LSHSettings.hiddenLogit / 2 {
+            return lshAttention(
+                qk, v, buckets: buckets ?? choice(qk), paddingMask: paddingMask,
+                settings.forKernel(bucketCount: bucketCount, headDim: qk.size(3)))
+        }
+        return composed(qk, v, paddingMask: paddingMask, buckets: buckets ?? self.buckets(qk))
+    }
+
+    private func isFused(_ x: Tensor) -> Bool { x.device == .cpu && !isComposed }
+
+    private func composed(_ qk: Tensor, _ v: Tensor, paddingMask: Tensor?, buckets: Tensor) -> Tensor {
         let wide = v.dtype.accumulator
-        let layout = SortedRounds(
-            buckets ?? self.buckets(qk), paddingMask: paddingMask, bucketCount: bucketCount, settings)
+        let layout = SortedRounds(buckets, paddingMask: paddingMask, bucketCount: bucketCount, settings)
         let extra = layout.length - qk.size(2)
         let q = qk.to(wide).padded(2, after: extra)
         let attention = SortedAttention(settings: settings, layout: layout, logitsAtOnce: logitsAtOnce)
@@ -147,12 +171,15 @@ public final class LSHCore: Module {
     /// The bucket of each token in each round, for qk `[batch, heads, n, headDim]`: int64 `[batch, heads, rounds, n]`.
     ///
     /// In training this draws new rotations first. A computation that a `Replay` repeats gets the buckets it had.
-    public func buckets(_ qk: Tensor) -> Tensor {
+    public func buckets(_ qk: Tensor) -> Tensor { choice(qk).to(.int64) }
+
+    /// In int32.
+    private func choice(_ qk: Tensor) -> Tensor {
         // Nothing is hashed that fits into one chunk.
         if qk.size(2) <= settings.chunk {
-            return .zeros([qk.size(0), qk.size(1), 1, qk.size(2)], dtype: .int64, device: qk.device)
+            return .zeros([qk.size(0), qk.size(1), 1, qk.size(2)], dtype: .int32, device: qk.device)
         }
-        return Replay.choice { withNoGrad { hashed(qk).to(.int32) } }.to(.int64)
+        return Replay.choice { withNoGrad { hashed(qk).to(.int32) } }
     }
 
     private func hashed(_ qk: Tensor) -> Tensor {
@@ -163,6 +190,7 @@ public final class LSHCore: Module {
         let x = qk.to(qk.dtype.accumulator)
         let drawn = rotations.value.to(x.dtype)
         let count = isTraining ? rounds : evaluationRounds
+        if isFused(x) { return lshBuckets(x, rotations: drawn, rounds: count, factors: factors) }
         return stack((0..<count).map { bucket(matmul(x, drawn.selected(2, $0))) }, dim: 2)
     }
 

@@ -41,18 +41,23 @@ import TorchNN
                 in: 0..<4, [trial.batch, trial.heads, rounds, trial.length], using: trial.generator)
             let mask = draw(0...1) == 1 ? rightPadding(trial.realLengths(), of: trial.length) : nil
             let weight = mask.map { inputs[2].masked(where: (.!$0).unsqueezed(1).unsqueezed(3), with: 0) } ?? inputs[2]
+            let fused = core(qk, v, paddingMask: mask, buckets: buckets)
+            core.isComposed = true
             let forms = [
-                core(qk, v, paddingMask: mask, buckets: buckets),
+                fused, core(qk, v, paddingMask: mask, buckets: buckets),
                 core.reference(qk, v, paddingMask: mask, buckets: buckets),
             ].map { out in
                 [out * (weight .!= 0).to(.float64)]
                     + gradients(of: [out], weightedBy: [weight], withRespectTo: [qk, v]).map { $0 ?? .zeros([1]) }
             }
             // A token that sees nothing but itself passes no gradient to its key.
-            let scale = forms[1].map { $0.abs().maximum().item() }.max() ?? 1
-            for (name, (found, expected)) in zip(["out", "qk", "v"], zip(forms[0], forms[1])) {
-                let difference = (found - expected).abs().maximum().item()
-                #expect(difference <= 1e-10 * scale, "\(name), \(core.settings), \(rounds) rounds, \(trial)")
+            let scale = forms[2].map { $0.abs().maximum().item() }.max() ?? 1
+            for (form, tensors) in zip(["fused", "composed"], forms) {
+                for (name, (found, expected)) in zip(["out", "qk", "v"], zip(tensors, forms[2])) {
+                    let difference = (found - expected).abs().maximum().item()
+                    #expect(
+                        difference <= 1e-10 * scale, "\(form) \(name), \(core.settings), \(rounds) rounds, \(trial)")
+                }
             }
         }
     }
@@ -105,6 +110,8 @@ import TorchNN
         // The first two directions and their opposites are the digit of 4; the third one's sign is that of 2, times 4.
         let expected: [Int64] = [0, 3, 2 + 4, 1 + 4]
         #expect(found == expected)
+        core.isComposed = true
+        #expect(core.buckets(x).scalars() == expected)
     }
 
     // MARK: Rotations

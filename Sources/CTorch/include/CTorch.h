@@ -17,3 +17,4 @@
 #include "ctorch_kernels.h"
 #include "ctorch_interval_attention.h"
 #include "ctorch_moving_average.h"
+#include "ctorch_lsh_attention.h"
