@@ -31,11 +31,13 @@ struct CombinerGrid: CombinerForm {
     let keySummary: CombinerKeySummary
     let rowKey: CombinerRowKey?
     let observer: (([Int]) -> Void)?
+    let ranges: KeyRanges
 
     /// Scores held at a time, for each token and head: about as much as its q, k and v.
     private static let scoresAtOnce = 32
 
     func parallel(_ tokens: CombinerTokens) -> Tensor {
+        if isRanged(tokens) { return ranged(tokens) }
         let grid = tokens.rows(of: min(columns, tokens.count))
         // A single row has no others to look at.
         let needed = grid.count > 1 || includesOwn ? parts : [.ownRow]
@@ -142,7 +144,8 @@ struct CombinerGrid: CombinerForm {
         let terms = parts.map { part in
             part == .above ? above(grid, memory) : term(part, grid).after(memory.closed[part])
         }
-        let out = evaluate(grid.q, terms, from: row).flattened(2, 3)
+        let isWhole = memory.count == 0 && isRanged(tokens)
+        let out = isWhole ? ranged(tokens) : evaluate(grid.q, terms, from: row).flattened(2, 3)
         let full = all.count / columns
         if full > 0 {
             for (part, term) in zip(parts, terms) where part.isOfOneRow {

@@ -72,8 +72,8 @@ public enum CombinerKeySummary: String, NamedChoice {
 /// Combiner attention between the projections.
 ///
 /// Time for length N, heads of width D: O(N (s + N/s) D) for spans or rows of s, best with s ≈ √N; O(N log N · D) for
-/// `logsparse`. Memory O(N D): scores are computed for some rows at a time, and again in the backward pass. Streaming
-/// keeps one key and value for every full span of `fixed`, and a few of every token otherwise.
+/// `logsparse`. Memory O(N D): scores are computed for some rows at a time, and again in the backward pass; `fixed` on
+/// the CPU keeps none. Streaming keeps one key and value for every full span of `fixed`, and a few of every token otherwise.
 public final class CombinerCore: Module, StreamingCore {
     public let isCausal: Bool
     public let pattern: CombinerPattern
@@ -81,8 +81,10 @@ public final class CombinerCore: Module, StreamingCore {
     /// Of `axialRowmajor` with ``CombinerKeySummary/proj``.
     public let rowKey: CombinerRowKey?
 
-    /// Told the shape of every tensor of scores, before it is made.
+    /// Told the shape of every tensor of scores, before it is made. The fused form, which makes none, is then not used.
     var scoreObserver: (([Int]) -> Void)?
+
+    private let ranges = KeyRanges()
 
     /// - Parameter headDim: of queries and keys, for the pooling's weights.
     public init(
@@ -160,7 +162,7 @@ public final class CombinerCore: Module, StreamingCore {
     ) -> CombinerGrid {
         CombinerGrid(
             columns: columns, parts: parts, isCausal: isCausal, includesOwn: includesOwn, pooling: pooling,
-            keySummary: keys, rowKey: rowKey, observer: scoreObserver)
+            keySummary: keys, rowKey: rowKey, observer: scoreObserver, ranges: ranges)
     }
 
     private func mean(_ outputs: [Tensor]) -> Tensor {

@@ -26,6 +26,9 @@ public final class LongShortAttention: Module, ReferenceEvaluating {
     /// w
     public let window: Int
     public var usesReference = false
+    let ranges = KeyRanges()
+    /// Keeps to LibTorch's operations where the fused form would serve.
+    var isComposed = false
 
     public init(
         modelDim: Int, heads: Int, window: Int, rank: Int, shape: Shape, epsilon: Double = 1e-5,
@@ -46,8 +49,8 @@ public final class LongShortAttention: Module, ReferenceEvaluating {
     public func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor {
         checkInput(x, paddingMask, modelDim: projections.modelDim)
         guard isInput(x, paddingMask, modelDim: projections.modelDim), isSound(x) else { return x }
-        let real = paddingMask ?? Tensor.ones([1, x.size(1)], dtype: .bool, device: x.device)
-        return output(attended(projections.queries(x), x, projections.key(x), projections.value(x), real), real)
+        let found = attended(projections.queries(x), x, projections.key(x), projections.value(x), paddingMask)
+        return output(found, paddingMask)
     }
 
     /// - Parameters:
@@ -67,8 +70,15 @@ public final class LongShortAttention: Module, ReferenceEvaluating {
         guard length > globals else { return attended(globalQueries, front) }
 
         let tokens = Keys(keys: keys, values: values, isReal: realTokens)
-        let seenByAll = common(x.sliced(1, globals..<length), tokens, front)
-        let found = usesReference ? dense(queries, tokens, seenByAll) : windowed(queries, tokens, seenByAll)
+        let seenByAll = common(x.sliced(1, globals..<length), tokens, front, isMasked: mask != nil)
+        let found: Tensor
+        if usesReference {
+            found = dense(queries, tokens, seenByAll)
+        } else if isRanged(q) {
+            found = ranged(queries, tokens, seenByAll, isMasked: mask != nil)
+        } else {
+            found = windowed(queries, tokens, seenByAll)
+        }
         if globals == 0 { return found }
         // Cleared like all padded queries before they become keys; their mask hides them in any case.
         let outs = Keys(keys: found, values: found, isReal: realTokens)
@@ -95,8 +105,8 @@ public final class LongShortAttention: Module, ReferenceEvaluating {
     }
 
     /// What every token sees besides its window.
-    private func common(_ x: Tensor, _ tokens: Keys, _ front: Keys) -> Keys {
-        let seen = tokens.isReal.unsqueezed(1).unsqueezed(1)
+    private func common(_ x: Tensor, _ tokens: Keys, _ front: Keys, isMasked: Bool) -> Keys {
+        let seen = isMasked ? tokens.isReal.unsqueezed(1).unsqueezed(1) : nil
         let weights = mixtureWeights(projections.mixtureLogits(x), seen)  // P [batch, heads, rank, n]
         let mixtures = Keys(
             keys: matmul(weights, tokens.keys), values: matmul(weights, tokens.values),
@@ -114,11 +124,23 @@ public final class LongShortAttention: Module, ReferenceEvaluating {
     }
 
     /// Padded queries keep the output's bias alone.
-    private func output(_ found: Tensor, _ real: Tensor) -> Tensor {
-        projections.output(found.masked(where: (.!real).unsqueezed(1).unsqueezed(3), with: 0).mergedHeads())
+    private func output(_ found: Tensor, _ real: Tensor?) -> Tensor {
+        let kept = real.map { found.masked(where: (.!$0).unsqueezed(1).unsqueezed(3), with: 0) } ?? found
+        return projections.output(kept.mergedHeads())
     }
 
     // MARK: Windows
+
+    /// The ranges of ``ranged(_:_:_:keyMask:)``, of the tokens and of what is common.
+    private func ranged(_ q: Tensor, _ tokens: Keys, _ common: Keys, isMasked: Bool) -> Tensor {
+        // Side by side as the projections left them, which is one piece of memory after the other.
+        func joined(_ near: Tensor, _ far: Tensor) -> Tensor {
+            concatenate([near.mergedHeads(), far.mergedHeads()], dim: 1).splitHeads(projections.heads)
+        }
+        let mask = isMasked ? concatenate([tokens.isReal, common.isReal], dim: 1) : nil
+        return ranged(
+            q, joined(tokens.keys, common.keys), joined(tokens.values, common.values), keyMask: mask)
+    }
 
     /// One softmax over each group's window and what is common to all.
     private func windowed(_ q: Tensor, _ tokens: Keys, _ common: Keys) -> Tensor {

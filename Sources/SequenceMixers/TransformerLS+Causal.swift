@@ -47,9 +47,9 @@ public final class LongShortDistances: Module {
 
 /// Causal long-short attention: the last W keys, and r mixtures of every closed segment of C positions before the query's own.
 ///
-/// Time O(N (W + r N / C) D), memory O(N D) beyond a thousand tokens, the scores of a thousand queries at a time. Streaming
-/// keeps W keys and values, one open segment and the mixtures of all closed ones, so its state grows by 2 r vectors for every
-/// C tokens.
+/// Time O(N (W + r N / C) D), memory O(N D) beyond a thousand tokens, the scores of a thousand queries at a time; none on the
+/// CPU where distances do not count. Streaming keeps W keys and values, one open segment and the mixtures of all closed
+/// ones, so its state grows by 2 r vectors for every C tokens.
 public final class CausalLongShortAttention: Module, ReferenceEvaluating {
     public let projections: LongShortProjections
     /// nil where distances do not count.
@@ -59,6 +59,9 @@ public final class CausalLongShortAttention: Module, ReferenceEvaluating {
     /// C
     public let chunk: Int
     public var usesReference = false
+    let ranges = KeyRanges()
+    /// Keeps to LibTorch's operations where the fused form would serve.
+    var isComposed = false
 
     public init(
         modelDim: Int, heads: Int, window: Int, chunk: Int, rank: Int, positions: LongShortPositionKind,
@@ -100,6 +103,7 @@ public final class CausalLongShortAttention: Module, ReferenceEvaluating {
     func attended(
         _ q: Tensor, _ x: Tensor, _ rawKeys: Tensor, _ rawValues: Tensor, cache: Tensor?, paddingMask: Tensor?
     ) -> Tensor {
+        if isRanged(q) { return ranged(q, x, rawKeys, rawValues, cache: cache, paddingMask: paddingMask) }
         let past = rawKeys.size(1) - x.size(1)
         let tokens = StreamTokens(
             keys: projections.windowNorm(rawKeys).splitHeads(projections.heads),
@@ -123,8 +127,7 @@ public final class CausalLongShortAttention: Module, ReferenceEvaluating {
     // MARK: Mixtures
 
     /// Those of the cache's segments and of all segments of x but the last, which no query sees.
-    private func mixtures(_ x: Tensor, _ cache: Tensor?, _ keys: Tensor, _ values: Tensor, _ mask: Tensor?) -> Mixtures
-    {
+    func mixtures(_ x: Tensor, _ cache: Tensor?, _ keys: Tensor, _ values: Tensor, _ mask: Tensor?) -> Mixtures {
         let past = cache?.size(1) ?? 0
         let closed = (x.size(1) - 1) / chunk
         let own = past..<past + closed * chunk

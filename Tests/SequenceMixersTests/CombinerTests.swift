@@ -59,6 +59,32 @@ import TorchNN
         }
     }
 
+    /// Fixed spans in one softmax over ranges of keys.
+    @Test(arguments: [CombinerSummary.identityMax, .identityMean, .reluSum, .deepsetMax], [1, 4, 16, 70])
+    func rangesGiveTheEquations(_ summary: CombinerSummary, _ span: Int) {
+        for (isCausal, includesOwn) in [(true, false), (false, false), (false, true)] {
+            let core = CombinerCore(
+                .fixed(span: span, includesOwnSpan: includesOwn), isCausal: isCausal, summary: summary, headDim: 4,
+                using: RandomGenerator(seed: 1))
+            core.to(.float64)
+            let generator = RandomGenerator(seed: 4)
+            let inputs = (0..<3).map { _ in
+                Tensor.randomNormal([2, 2, 37, 4], using: generator, dtype: .float64).requiringGrad()
+            }
+            for mask in [nil, rightPadding([37, 15], of: 37)] {
+                let leaves = inputs + core.parameters().map(\.value)
+                let forms = [core.callAsFunction, core.reference].map { form in
+                    let out = form(inputs[0], inputs[1], inputs[2], mask)
+                    return [out] + gradients(of: [out.square().sum()], withRespectTo: leaves).compactMap { $0 }
+                }
+                #expect(forms[0].count == forms[1].count)
+                for (found, expected) in zip(forms[0], forms[1]) {
+                    #expect(found.deviation(from: expected) < 1e-9, "causal \(isCausal), own \(includesOwn)")
+                }
+            }
+        }
+    }
+
     /// Full spans are kept as one key and value each.
     @Test func fixedKeepsOneKeyForASpan() {
         let core = core(.fixed(span: 10), true)

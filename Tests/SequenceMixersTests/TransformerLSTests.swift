@@ -1,8 +1,9 @@
 import Foundation
-import SequenceMixers
 import Testing
 import Torch
 import TorchNN
+
+@testable import SequenceMixers
 
 @Suite struct TransformerLSTests {
     private func causal(_ positions: LongShortPositionKind = .transformerXL) -> CausalLongShortAttention {
@@ -12,7 +13,8 @@ import TorchNN
         return layer
     }
 
-    /// More than a thousand queries: several groups, each of which is computed again for its gradient.
+    /// More than a thousand queries: several groups, each of which is computed again for its gradient; without distances, one
+    /// softmax over ranges of keys.
     @Test(arguments: [LongShortPositionKind.transformerXL, .none], [0, 20])
     func groupsAreTheWhole(_ positions: LongShortPositionKind, _ cached: Int) {
         let layer = causal(positions)
@@ -22,16 +24,18 @@ import TorchNN
         let mask = cached == 0 ? rightPadding([1500, 700], of: 1500) : nil
         let weight = trial.normal([2, 1500, 8])
         let inputs = [x] + [cache].compactMap { $0 } + layer.parameters().map(\.value)
-        let forms = [false, true].map { usesReference -> [Tensor] in
-            layer.usesReference = usesReference
+        let forms = [(false, false), (false, true), (true, false)].map { form -> [Tensor] in
+            (layer.usesReference, layer.isComposed) = form
             let out = layer(x, cache: cache, paddingMask: mask)
             let kept = mask.map { out.masked(where: (.!$0).unsqueezed(2), with: 0) } ?? out
             let found = gradients(of: [kept], weightedBy: [weight], withRespectTo: inputs)
             return [kept] + found.map { $0 ?? .zeros([1], dtype: .float64) }
         }
-        let scale = forms[1].dropFirst().map { $0.abs().maximum().item() }.max() ?? 1
-        for (found, expected) in zip(forms[0], forms[1]) {
-            #expect((found - expected).abs().maximum().item() <= 1e-9 * max(scale, 1))
+        let scale = forms[2].dropFirst().map { $0.abs().maximum().item() }.max() ?? 1
+        for form in forms.dropLast() {
+            for (found, expected) in zip(form, forms[2]) {
+                #expect((found - expected).abs().maximum().item() <= 1e-9 * max(scale, 1))
+            }
         }
     }
 
@@ -46,6 +50,24 @@ import TorchNN
             #expect(
                 try #require(error).description
                     == "CausalLongShortAttention: expected a cache [2, a multiple of 5, 8]; got \(shape)")
+        }
+    }
+
+    @Test(arguments: [(50, 8, false), (50, 7, true), (9, 64, false), (64, 1, false), (1, 8, false), (1, 8, true)])
+    func sequencesOfAnySize(_ length: Int, _ window: Int, _ cls: Bool) {
+        let layer = LongShortAttention(
+            modelDim: 8, heads: 2, window: window, rank: 3, shape: .sequence(cls: cls), using: RandomGenerator(seed: 1))
+        layer.to(.float64)
+        let x = Trial(4).normal([2, length, 8]).requiringGrad()
+        for mask in [nil, rightPadding([length, (length + 1) / 2], of: length)] {
+            let forms = [(false, false), (false, true), (true, false)].map { form -> [Tensor] in
+                (layer.usesReference, layer.isComposed) = form
+                let out = layer(x, paddingMask: mask)
+                return [out] + gradients(of: [out.square().sum()], withRespectTo: [x]).compactMap { $0 }
+            }
+            for form in forms.dropLast() {
+                for (found, expected) in zip(form, forms[2]) { #expect(found.deviation(from: expected) < 1e-9) }
+            }
         }
     }
 

@@ -18,3 +18,5 @@
 #include "ctorch_interval_attention.h"
 #include "ctorch_moving_average.h"
 #include "ctorch_lsh_attention.h"
+#include "ctorch_segment_mixtures.h"
+#include "ctorch_span_summaries.h"
