@@ -289,12 +289,18 @@ private struct BlockGroup {
 
 // MARK: - Plans by length
 
-/// A sparse pattern with what has been compiled of it.
+/// A sparse pattern with what has been compiled of it: ranges of keys for the CPU's kernel where there are few, otherwise plans.
 final class SparseEvaluator {
     private struct Key: Hashable {
         let length: Int
         let heads: Int
         let seed: Int
+        let onProcessor: Bool
+    }
+
+    private enum Compiled {
+        case intervals(Tensor)
+        case plans(Plans)
     }
 
     private struct Plans {
@@ -305,7 +311,7 @@ final class SparseEvaluator {
 
     private let pattern: SparsePattern
     private let isCausal: Bool
-    private var plans: [Key: Plans] = [:]
+    private var compiled: [Key: Compiled] = [:]
 
     init(_ pattern: SparsePattern, isCausal: Bool) {
         self.pattern = pattern
@@ -315,7 +321,17 @@ final class SparseEvaluator {
     /// - Parameter seed: of the random blocks that have none of their own.
     func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?, seed: Int) -> Tensor {
         let heads = q.size(1)
-        let plans = compiled(for: Key(length: q.size(2), heads: heads, seed: seed))
+        let key = Key(length: q.size(2), heads: heads, seed: seed, onProcessor: q.device == .cpu)
+        switch compiled(for: key) {
+        case .intervals(let intervals):
+            let scale = 1 / Double(max(q.size(3), 1)).squareRoot()
+            return intervalAttention(q, k, v, intervals: intervals, keyMask: paddingMask, scale: scale)
+        case .plans(let plans): return planned(q, k, v, paddingMask, plans)
+        }
+    }
+
+    private func planned(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ paddingMask: Tensor?, _ plans: Plans) -> Tensor {
+        let heads = q.size(1)
         let choices = plans.ofChoices.count
         guard choices > 1 else {
             return plans.ofChoices.first?.attention(q, k, v, paddingMask: paddingMask) ?? v
@@ -328,12 +344,15 @@ final class SparseEvaluator {
         return plans.order.map { together.indexed(1, $0.to(together.device)) } ?? together
     }
 
-    private func compiled(for key: Key) -> Plans {
-        if let made = plans[key] { return made }
+    private func compiled(for key: Key) -> Compiled {
+        if let made = compiled[key] { return made }
         // Enough for the lengths of training and evaluation; a stream of many lengths would fill the memory.
-        if plans.count >= 4 { plans = [:] }
-        let made = make(key)
-        plans[key] = made
+        if compiled.count >= 4 { compiled = [:] }
+        let intervals =
+            key.onProcessor
+            ? pattern.seeded(key.seed).intervals(length: key.length, heads: key.heads, isCausal: isCausal) : nil
+        let made = intervals.map(Compiled.intervals) ?? .plans(make(key))
+        compiled[key] = made
         return made
     }
 

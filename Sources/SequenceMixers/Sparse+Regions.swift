@@ -29,9 +29,9 @@ struct SparseRegion {
     let length: Int
     let isCausal: Bool
     /// Of global and star, those of the tokens that the sequence has, in order.
-    private let tokens: [Int]
+    let tokens: [Int]
     /// For each block of queries.
-    private let randomBlocks: [[Int]]
+    let randomBlocks: [[Int]]
     /// The same as `[blocks, most]`, filled up with -1; nil where there are none.
     private let randomTable: Tensor?
     /// The rows of a custom mask after each other.

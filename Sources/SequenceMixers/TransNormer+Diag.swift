@@ -55,6 +55,9 @@ public final class DiagAttention: TransNormerAttention, StreamingMixer, Referenc
     /// q, k, v `[batch, heads, n, headDim]` from the first token of a block on.
     private func blockwise(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ paddingMask: Tensor?) -> Tensor {
         let length = q.size(2)
+        if activation == .softmax && q.device == .cpu && !(dropout.isTraining && dropout.probability > 0) {
+            return intervalAttention(q, k, v, intervals: ownBlocks(length), keyMask: paddingMask, scale: 1)
+        }
         let size = max(1, min(block, length))
         let blocks = (length + size - 1) / size
         let missing = blocks * size - length
@@ -72,6 +75,13 @@ public final class DiagAttention: TransNormerAttention, StreamingMixer, Referenc
         }
         let out = matmul(dropout(weights(scores, visible)), cut(v))
         return out.flattened(2, 3).sliced(2, 0..<length)
+    }
+
+    /// The keys that each query sees: int32 `[1, length, 2]`
+    private func ownBlocks(_ length: Int) -> Tensor {
+        let places = Tensor.arange(0..<length)
+        let starts = places.floorDivided(by: block) * block
+        return stack([starts, isCausal ? places + 1 : starts + min(block, length)], dim: 1).unsqueezed(0).to(.int32)
     }
 
     /// The definition, with a mask over all pairs of tokens.

@@ -171,6 +171,33 @@ import TorchNN
         #expect(abs((found[2]?.sum().item() ?? 0) / (16_384 * 4) - 1) < 1e-4)
     }
 
+    /// Sequences of several tiles, heads that differ, keys that are hidden.
+    @Test(
+        arguments: [
+            SparsePattern.window(radius: 70), .longformer(radius: 5, tokens: [0, 70, -1]), .star(relay: 66, ring: 20),
+            .bigBird(block: 16, random: .drawn(count: 2, seed: 3)), .random(block: 8, .drawn(count: 1, seed: 1)),
+            .multihead([.window(radius: 3), .window(radius: 90), SparsePattern(.block(50))]),
+            .multihead([.window(radius: 3), SparsePattern(.stride(7))]), .fixed(block: 12, columns: 2),
+            .custom(picture: (0..<150).map { i in String((0..<150).map { ($0 * i) % 64 < 40 ? "#" : "." }) }),
+        ], [false, true])
+    func longerSequencesGiveTheReference(_ pattern: SparsePattern, _ causal: Bool) {
+        let core = SparseCore(pattern, isCausal: causal)
+        let generator = RandomGenerator(seed: 4)
+        let x = (0..<3).map { _ in
+            Tensor.randomNormal([2, 3, 150, 6], using: generator, dtype: .float64).requiringGrad()
+        }
+        let mask = Tensor.random(in: 0..<5, [2, 150], using: generator) .> 0
+        for paddingMask in [nil, mask] {
+            let found = core(x[0], x[1], x[2], paddingMask: paddingMask)
+            let expected = core.reference(x[0], x[1], x[2], paddingMask: paddingMask)
+            #expect(found.deviation(from: expected) < 1e-12)
+            let slopes = [found, expected].map { gradients(of: [($0 * $0).sum()], withRespectTo: x) }
+            for (a, b) in zip(slopes[0], slopes[1]) {
+                #expect(a.flatMap { a in b.map { a.deviation(from: $0) } } ?? 1 < 1e-11)
+            }
+        }
+    }
+
     @Test func theSeedOfRandomBlocksIsSaved() throws {
         let pattern = SparsePattern.bigBird(block: 2)
         let cores = (1...2).map { SparseCore(pattern, isCausal: false, using: RandomGenerator(seed: UInt64($0))) }

@@ -94,7 +94,8 @@ import Torch
     }()
 
     @Test(arguments: cases) func everyInstructionSetGivesTheLoops(_ setting: Case) throws {
-        try expectKernel(setting.inputs()) { setting($0) }
+        // Where one key is seen, its score has no gradient: what is left are two sums that cancel.
+        try expectKernel(setting.inputs(), scale: 0.1) { setting($0) }
     }
 
     @Test(arguments: cases) func isTheDefinition(_ setting: Case) {
