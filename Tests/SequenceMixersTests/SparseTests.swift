@@ -171,6 +171,11 @@ import TorchNN
         #expect(abs((found[2]?.sum().item() ?? 0) / (16_384 * 4) - 1) < 1e-4)
     }
 
+    private static let scatteredRows: [String] = (0..<150).map { (i: Int) -> String in
+        let row: [Character] = (0..<150).map { (j: Int) -> Character in i * j % 64 < 40 ? "#" : "." }
+        return String(row)
+    }
+
     /// Sequences of several tiles, heads that differ, keys that are hidden.
     @Test(
         arguments: [
@@ -178,7 +183,7 @@ import TorchNN
             .bigBird(block: 16, random: .drawn(count: 2, seed: 3)), .random(block: 8, .drawn(count: 1, seed: 1)),
             .multihead([.window(radius: 3), .window(radius: 90), SparsePattern(.block(50))]),
             .multihead([.window(radius: 3), SparsePattern(.stride(7))]), .fixed(block: 12, columns: 2),
-            .custom(picture: (0..<150).map { i in String((0..<150).map { ($0 * i) % 64 < 40 ? "#" : "." }) }),
+            .custom(picture: scatteredRows),
         ], [false, true])
     func longerSequencesGiveTheReference(_ pattern: SparsePattern, _ causal: Bool) {
         let core = SparseCore(pattern, isCausal: causal)
