@@ -12,34 +12,44 @@ import Torch
 enum CosineTransform {
     /// X_0, …, X_{count-1} `[batch, count, channels]`.
     static func coefficients(of x: Tensor, keeping count: Int) -> Tensor {
+        sums(of: x, keeping: count) * weights(0..<count, of: x.size(1), like: x)
+    }
+
+    /// The inverse of the first m coefficients of x, times `scale`. c_k(n) / c_k(m) is the same for every k, so that no
+    /// pass over the coefficients is needed for it.
+    static func lowPass(_ x: Tensor, keeping m: Int, scale: Double = 1) -> Tensor {
+        sequence(of: sums(of: x, keeping: m, scale: scale * (Double(m) / Double(x.size(1))).squareRoot()))
+    }
+
+    /// S_0, …, S_{count-1} times `scale`.
+    private static func sums(of x: Tensor, keeping count: Int, scale: Double = 1) -> Tensor {
         let n = x.size(1)
         let half = n / 2
         let v = concatenate([x.sliced(1, 0..<n, step: 2), x.sliced(1, 1..<n, step: 2).flipped(1)], dim: 1)
         let spectrum = v.rfft(1).complexAsReal()  // [batch, half + 1, channels, 2]
         let (real, imaginary) = (spectrum.selected(3, 0), spectrum.selected(3, 1))
         let low = min(count, half + 1)
-        let (cosines, sines) = turns(0..<low, of: n, like: x)
+        let (cosines, sines) = turns(0..<low, of: n, like: x, scale: scale)
         var sums = real.sliced(1, 0..<low) * cosines + imaginary.sliced(1, 0..<low) * sines
         if count > low {
             // V_k = conj(V_{n-k}) beyond the middle.
             let mirrored = n - count + 1..<n - half
-            let (cosines, sines) = turns(low..<count, of: n, like: x)
+            let (cosines, sines) = turns(low..<count, of: n, like: x, scale: scale)
             let high =
                 real.sliced(1, mirrored).flipped(1) * cosines - imaginary.sliced(1, mirrored).flipped(1) * sines
             sums = concatenate([sums, high], dim: 1)
         }
-        return sums * weights(0..<count, of: n, like: x)
+        return sums
     }
 
-    /// The sequence `[batch, m, channels]` with the coefficients X `[batch, m, channels]`.
-    static func inverse(_ coefficients: Tensor) -> Tensor {
-        let m = coefficients.size(1)
+    /// The sequence `[batch, m, channels]` with the sums S `[batch, m, channels]`.
+    private static func sequence(of sums: Tensor) -> Tensor {
+        let m = sums.size(1)
         let (half, middle) = (m / 2, m - m / 2)
-        let sums = coefficients / weights(0..<m, of: m, like: coefficients)
         let low = sums.sliced(1, 0..<half + 1)  // S_k
         let beyond = Tensor.zeros(like: sums.sliced(1, 0..<1))
         let mirrored = concatenate([beyond, sums.sliced(1, middle..<m).flipped(1)], dim: 1)  // S_{m-k}
-        let (cosines, sines) = turns(0..<half + 1, of: m, like: coefficients)
+        let (cosines, sines) = turns(0..<half + 1, of: m, like: sums)
         let spectrum = stack([low * cosines + mirrored * sines, low * sines - mirrored * cosines], dim: 3)
         let v = spectrum.realAsComplex().irfft(1, count: m)
         let even = v.sliced(1, 0..<middle)
@@ -47,10 +57,12 @@ enum CosineTransform {
         return stack([even, odd], dim: 2).flattened(1, 2).sliced(1, 0..<m)
     }
 
-    /// cos θ_k and sin θ_k, `[range.count, 1]`.
-    private static func turns(_ range: Range<Int>, of n: Int, like x: Tensor) -> (cosines: Tensor, sines: Tensor) {
+    /// cos θ_k and sin θ_k times `scale`, `[range.count, 1]`.
+    private static func turns(_ range: Range<Int>, of n: Int, like x: Tensor, scale: Double = 1) -> (
+        cosines: Tensor, sines: Tensor
+    ) {
         let angles = Tensor.arange(range, dtype: .float64, device: x.device).unsqueezed(1) * (Double.pi / Double(2 * n))
-        return (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
+        return ((angles.cos() * scale).to(x.dtype), (angles.sin() * scale).to(x.dtype))
     }
 
     /// c_k, `[range.count, 1]`.

@@ -66,11 +66,10 @@ public struct SpectralFilter: Sendable, Equatable {
         let length = x.size(1)
         if count == length && !usesReference { return x }
         let wide = x.to(x.dtype.accumulator)  // there is no transform in half precision
-        let y =
-            usesReference
-            ? CosineTransform.inverseByMatrix(CosineTransform.coefficientsByMatrix(of: wide, keeping: count))
-            : CosineTransform.inverse(CosineTransform.coefficients(of: wide, keeping: count))
-        let scaled = keepsAmplitude ? y * (Double(count) / Double(length)).squareRoot() : y
+        let scale = keepsAmplitude ? (Double(count) / Double(length)).squareRoot() : 1
+        guard usesReference else { return CosineTransform.lowPass(wide, keeping: count, scale: scale).to(x.dtype) }
+        let y = CosineTransform.inverseByMatrix(CosineTransform.coefficientsByMatrix(of: wide, keeping: count))
+        let scaled = keepsAmplitude ? y * scale : y
         return scaled.to(x.dtype)
     }
 
