@@ -2,10 +2,10 @@
 import Torch
 import TorchNN
 
-/// w of AFT-full and AFT-local, one number for each pair of positions up to a maximum length: a matrix, or w_tt' = u_t
-/// · v_t'.
+/// w of AFT-full and AFT-local, one number for each pair of positions up to a maximum length: a matrix, for a window
+/// its band, or w_tt' = u_t · v_t'.
 public final class AFTPairBias: Module {
-    /// `[length, length]`, query positions first.
+    /// `[length, length]`, query positions first; of a band `[length, offsets]`.
     public let w: Parameter?
     /// Of the queries' positions `[length, dim]`.
     public let u: Parameter?
@@ -14,22 +14,40 @@ public final class AFTPairBias: Module {
     public let maximumLength: Int
     /// s: where |t - t'| is not below it, the bias is 0. nil keeps all, as AFT-full does.
     public let window: Int?
+    /// t' - t for the columns of a band.
+    let bandOffsets: ClosedRange<Int>?
+
+    /// The band of a window, with numbers for the pairs in it alone; a causal one has no later keys.
+    public static func band(
+        maximumLength: Int, window: Int, isCausal: Bool, using generator: RandomGenerator
+    ) -> AFTPairBias {
+        AFTPairBias(
+            maximumLength: maximumLength, dim: nil, window: window,
+            bandOffsets: 1 - max(window, 1)...(isCausal ? 0 : max(window, 1) - 1), using: generator)
+    }
 
     /// Drawn with the deviation 0.1, for the paper's N(0, 10⁻²).
     ///
     /// - Parameter dim: d', the width of u and v; nil for a matrix.
-    public init(maximumLength: Int, dim: Int?, window: Int? = nil, using generator: RandomGenerator) {
+    public convenience init(maximumLength: Int, dim: Int?, window: Int? = nil, using generator: RandomGenerator) {
+        self.init(maximumLength: maximumLength, dim: dim, window: window, bandOffsets: nil, using: generator)
+    }
+
+    private init(
+        maximumLength: Int, dim: Int?, window: Int?, bandOffsets: ClosedRange<Int>?, using generator: RandomGenerator
+    ) {
         torchPrecondition(
             maximumLength > 0 && dim ?? 1 > 0 && window ?? 1 > 0, in: "AFTPairBias",
             "expected positive sizes, got maximumLength \(maximumLength), dim \(dim ?? 1), window \(window ?? 1)")
         self.maximumLength = maximumLength
         self.window = window
+        self.bandOffsets = bandOffsets
         func drawn(_ columns: Int) -> Parameter {
             let parameter = Parameter(.uninitialized([max(maximumLength, 0), max(columns, 0)]))
             Initializer.normal(deviation: 0.1).apply(to: parameter, using: generator)
             return parameter
         }
-        w = dim == nil ? drawn(maximumLength) : nil
+        w = dim == nil ? drawn(bandOffsets?.count ?? maximumLength) : nil
         u = dim.map { drawn($0) }
         v = dim.map { drawn($0) }
         super.init()
@@ -40,6 +58,13 @@ public final class AFTPairBias: Module {
 
     /// w of the first positions, literally: `[1, length, length]`.
     func matrix(_ length: Int) -> Tensor {
+        if let bandOffsets, let w {
+            let places = Tensor.arange(0..<length, device: w.value.device)
+            let columns = places.unsqueezed(0) - places.unsqueezed(1) - bandOffsets.lowerBound
+            let isMissing = (columns .< 0 .|| columns .>= bandOffsets.count)
+            let found = w.value.sliced(0, 0..<length).gathered(1, columns.masked(where: isMissing, with: 0))
+            return found.masked(where: isMissing, with: 0).unsqueezed(0)
+        }
         let parts = factors.map { $0.sliced(0, 0..<length) }
         var whole = parts.count == 2 ? matmul(parts[0], parts[1].transposed()) : parts[0].sliced(1, 0..<length)
         if let window { whole = whole.lowerTriangle(diagonal: window - 1).upperTriangle(diagonal: 1 - window) }
@@ -50,14 +75,35 @@ public final class AFTPairBias: Module {
     /// position. Time O(count offsets dim).
     func band(from first: Int, count: Int, offsets: ClosedRange<Int>) -> Tensor {
         let end = max(first, min(first + count, maximumLength))
-        guard let u, let v else { return matrixBand(first..<end, offsets).padded(0, after: first + count - end) }
-        let columns = offsets.map { offset in
-            let (lower, upper) = (max(first, -offset), min(end, maximumLength - offset))
-            if lower >= upper { return Tensor.zeros([count], dtype: u.value.dtype, device: u.value.device) }
-            let products = u.value.sliced(0, lower..<upper) * v.value.sliced(0, lower + offset..<upper + offset)
-            return products.sum(1).padded(0, before: lower - first, after: first + count - upper)
+        let known: Tensor
+        if let u, let v {
+            known = productBand(
+                u.value.sliced(0, first..<end), v.value, keysFrom: first + offsets.lowerBound, offsets.count)
+        } else if let bandOffsets, let w {
+            let start = offsets.lowerBound - bandOffsets.lowerBound
+            known = w.value.sliced(0, first..<end).sliced(1, start..<start + offsets.count)
+        } else {
+            known = matrixBand(first..<end, offsets)
         }
-        return stack(columns, dim: 1)
+        return end < first + count ? known.padded(0, after: first + count - end) : known
+    }
+
+    /// u_i · v_(i + start + o) for the offsets o from 0 to `count`, as products of blocks of u with the keys around them.
+    private func productBand(_ u: Tensor, _ v: Tensor, keysFrom start: Int, _ count: Int) -> Tensor {
+        let rows = u.size(0)
+        if rows == 0 { return .zeros([0, count], dtype: u.dtype, device: u.device) }
+        let block = min(128, rows)
+        let blocks = (rows + block - 1) / block
+        let columns = block + count - 1
+        let end = start + (blocks - 1) * block + columns
+        let (lower, upper) = (min(max(start, 0), maximumLength), max(0, min(end, maximumLength)))
+        let keys = v.sliced(0, lower..<max(lower, upper))
+            .padded(0, before: lower - start, after: end - max(lower, upper))
+            .unfolded(0, size: columns, step: block)  // [blocks, dim, columns]
+        let products = matmul(u.padded(0, after: blocks * block - rows).reshaped(blocks, block, -1), keys)
+        // Row r has its band from column r on: rows longer by one make that a column.
+        return products.flattened(1, 2).padded(1, after: block).reshaped(blocks, block, columns + 1)
+            .sliced(2, 0..<count).flattened(0, 1).sliced(0, 0..<rows)
     }
 
     private func matrixBand(_ rows: Range<Int>, _ offsets: ClosedRange<Int>) -> Tensor {

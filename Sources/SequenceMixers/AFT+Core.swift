@@ -14,7 +14,8 @@ public enum AFTBias {
 
 /// Values averaged with the weights e^(key + position bias), feature by feature, and gated by the query.
 ///
-/// q, v `[batch, heads, length, headDim]`, and k as v, or with AFT-conv one channel a head. Time O(N D) with no bias,
+/// q, v `[batch, heads, length, headDim]`, and k as v; with AFT-conv k may have one channel a head. On the CPU all but
+/// AFT-full and grids is a fused kernel. Time O(N D) with no bias,
 /// O(N s D) with a window or kernel of s, O(N² D) with a bias for all pairs; memory O(N D) besides the bias itself,
 /// backward pass included.
 public final class AFTCore: Module {
@@ -44,8 +45,30 @@ public final class AFTCore: Module {
 
     public func callAsFunction(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?) -> Tensor {
         guard isFit(q, k, v, paddingMask) else { return v }
+        if let found = fused(q, k, v, paddingMask) { return found }
         let (keys, values) = real(k, v, paddingMask)
         return gated(q, mean(keys, values))
+    }
+
+    /// The kernel's result, where there is one.
+    private func fused(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ paddingMask: Tensor?) -> Tensor? {
+        guard v.device == .cpu else { return nil }
+        let weights: AttentionFreeBias
+        switch bias {
+        case .zero: weights = .zero
+        case .pairs(let pairs):
+            guard pairs.window != nil, let offsets else { return nil }
+            let farthest = q.size(2) - 1
+            let reached = max(offsets.lowerBound, -farthest)...min(offsets.upperBound, farthest)
+            weights = .positions(pairs.band(from: 0, count: q.size(2), offsets: reached))
+        case .taps(let taps):
+            guard taps.gridWidth == nil else { return nil }
+            weights = .heads(taps.values)
+        }
+        func mean(_ q: Tensor?) -> Tensor {
+            attentionFree(q, k, v, paddingMask: paddingMask, bias: weights, isCausal: isCausal)
+        }
+        return activation == .sigmoid ? mean(q).to(q.dtype) : (activation(q) * mean(nil)).to(q.dtype)
     }
 
     /// Equation 2 word for word.
@@ -249,12 +272,13 @@ public final class AFTCore: Module {
     private func isFit(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ paddingMask: Tensor?) -> Bool {
         let (sq, sk, sv) = (q.shape, k.shape, v.shape)
         var (heads, keyDim) = ("heads", "d")
-        var ofKeys = sv
-        if case .taps(let taps) = bias, sv.count == 4 {
-            (heads, keyDim) = ("\(taps.heads)", "1")
-            ofKeys = [sv[0], taps.heads, sv[2], 1]
+        var isFit = sq.count == 4 && sq == sv && !sq.contains(0)
+        if case .taps(let taps) = bias, isFit {
+            (heads, keyDim) = ("\(taps.heads)", "1 or d")
+            isFit = sv[1] == taps.heads && (sk == sv || sk == [sv[0], sv[1], sv[2], 1])
+        } else {
+            isFit = isFit && sk == sv
         }
-        var isFit = sq.count == 4 && sq == sv && !sq.contains(0) && sk == ofKeys && (sk.isEmpty || sk[1] == sv[1])
         if isFit, let mask = paddingMask { isFit = mask.shape == [sv[0], sv[2]] && mask.dtype == .bool }
         torchPrecondition(
             isFit, in: "AFTCore",

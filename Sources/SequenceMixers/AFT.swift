@@ -125,7 +125,8 @@ public struct AFTOptions: MixerOptions {
     public var kernel: Int?
     /// Of `conv`: the length of an image's rows, for a kernel in two dimensions; left out, it has one.
     public var gridWidth: Int?
-    /// Of `full` and `local`: whether w_tt' is u_t · v_t'; left out, it is.
+    /// Of `full` and `local`: whether w_tt' is u_t · v_t'; left out, it is. Otherwise there is a number for each pair of
+    /// positions, with `local` for those in the window.
     public var factorized: Bool?
     /// d' of `full` and `local`, the width of u and v; left out, 64.
     public var biasDim: Int?
@@ -193,6 +194,11 @@ public struct AFTOptions: MixerOptions {
             throw ConfigurationError("aft: maximumLength \(length) is below the model's \(most)")
         }
         let isFactorized = factorized ?? true
+        if let window, !isFactorized {
+            return .band(
+                maximumLength: length, window: min(window, length), isCausal: context.isCausal,
+                using: context.generator)
+        }
         guard isFactorized || length <= 65_536 else {
             throw ConfigurationError(
                 "aft: without factorized there would be \(length)² biases, for at most 65536 positions")

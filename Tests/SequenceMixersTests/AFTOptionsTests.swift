@@ -41,7 +41,7 @@ import TorchNN
             "\"form\": \"full\"", true, "form 'full' has biases for pairs of positions, so it needs a maximumLength"
         ),
         (
-            "\"form\": \"local\", \"factorized\": false, \"maximumLength\": 70000", true,
+            "\"form\": \"full\", \"factorized\": false, \"maximumLength\": 70000", true,
             "without factorized there would be 70000² biases, for at most 65536 positions"
         ),
     ]) func refusals(_ json: String, _ causal: Bool, _ text: String) throws {

@@ -212,8 +212,9 @@ import TorchNN
         let taps = AFTTapBias(heads: 2, kernel: 3, using: generator)
         let core = AFTCore(.taps(taps), isCausal: true)
         let x = Tensor.ones([1, 2, 5, 4])
-        var error = #expect(throws: TorchError.self) { try withTorchErrors { core(x, x, x, paddingMask: nil) } }
-        #expect(error?.description.contains("k [batch, 2, n, 1]") == true)
+        let narrow = Tensor.ones([1, 2, 5, 3])
+        var error = #expect(throws: TorchError.self) { try withTorchErrors { core(x, narrow, x, paddingMask: nil) } }
+        #expect(error?.description.contains("k [batch, 2, n, 1 or d]") == true)
         error = #expect(throws: TorchError.self) {
             try withTorchErrors { AFTCore(.simpleGrid(generator), isCausal: true) }
         }

@@ -20,3 +20,4 @@
 #include "ctorch_lsh_attention.h"
 #include "ctorch_segment_mixtures.h"
 #include "ctorch_span_summaries.h"
+#include "ctorch_aft.h"
