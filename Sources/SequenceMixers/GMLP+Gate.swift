@@ -13,8 +13,8 @@ public enum SpatialWeights: String, NamedChoice {
 /// u ⊙ (W LayerNorm(v) + b) for an input split into u, its first half of channels, and v.
 ///
 /// W has a row and b an entry for each position up to a maximum length n; a shorter sequence uses the first ones. Time
-/// O(N² D) with dense W, in matrix products, and O(N log N D) with a Toeplitz one, by Fourier transforms where the
-/// sequence is long; memory O(N D) besides W.
+/// O(N² D) with dense W, in the products of a fused kernel on the CPU, half of them if causal, and O(N log N D) with a
+/// Toeplitz one, by Fourier transforms where the sequence is long; memory O(N D) besides W.
 public final class SpatialGatingUnit: Module {
     public let norm: LayerNorm
     /// `[n, n]` or `[2n - 1]`, with several heads `[heads, …]`; uniform within ±10⁻³/n at first.
@@ -58,7 +58,20 @@ public final class SpatialGatingUnit: Module {
 
     /// z `[batch, length, dim]` → `[batch, length, dim / 2]`; `attention`, of the result's shape, is added to the gate.
     public func callAsFunction(_ z: Tensor, adding attention: Tensor? = nil, paddingMask: Tensor? = nil) -> Tensor {
-        gated(z, attention) { mixed(gates(z, paddingMask)) }
+        if let found = fused(z, attention, paddingMask) { return found }
+        return gated(z, attention) { mixed(gates(z, paddingMask)) }
+    }
+
+    /// The kernel's result, where there is one: not for Fourier transforms, and not beside attention.
+    private func fused(_ z: Tensor, _ attention: Tensor?, _ paddingMask: Tensor?) -> Tensor? {
+        let shape = z.shape
+        guard z.device == .cpu, attention == nil, shape.count == 3, shape[2] == 2 * norm.dim, !shape.contains(0),
+            shape[1] <= maximumLength, weights == .dense || shape[1] < Self.transformLength, let shift = norm.bias
+        else { return nil }
+        return spatialGate(
+            z, normScale: norm.weight.value, normShift: shift.value,
+            w: pairs(0..<shape[1], columns: shape[1]), bias: bias.value.reshaped(heads, -1).sliced(1, 0..<shape[1]),
+            paddingMask: paddingMask, epsilon: norm.epsilon, isCausal: isCausal)
     }
 
     /// The equation word for word.
@@ -117,18 +130,22 @@ public final class SpatialGatingUnit: Module {
 
     /// Rows of W cut to the first columns, zeros where a row is not to look: `[heads, rows, columns]`.
     func rows(_ rows: Range<Int>, columns: Int) -> Tensor {
-        let selected: Tensor
+        let selected = pairs(rows, columns: columns)
+        return isCausal ? selected.lowerTriangle(diagonal: rows.lowerBound) : selected
+    }
+
+    /// The same, whatever a row is to look at.
+    private func pairs(_ rows: Range<Int>, columns: Int) -> Tensor {
         switch weights {
         case .dense:
-            selected = weight.value.reshaped(heads, maximumLength, maximumLength).sliced(1, rows).sliced(2, 0..<columns)
+            return weight.value.reshaped(heads, maximumLength, maximumLength).sliced(1, rows).sliced(2, 0..<columns)
         case .toeplitz:
             // Row t is the part of w from n - 1 - t on.
             let last = maximumLength - 1
             let part = weight.value.reshaped(heads, -1).sliced(
                 1, max(last - rows.upperBound + 1, 0)..<last - rows.lowerBound + columns)
-            selected = part.unfolded(1, size: columns).flipped(1)
+            return part.unfolded(1, size: columns).flipped(1)
         }
-        return isCausal ? selected.lowerTriangle(diagonal: rows.lowerBound) : selected
     }
 
     /// W entry by entry: `[heads, length, length]`.

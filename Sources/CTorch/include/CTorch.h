@@ -21,3 +21,4 @@
 #include "ctorch_segment_mixtures.h"
 #include "ctorch_span_summaries.h"
 #include "ctorch_aft.h"
+#include "ctorch_spatial_gate.h"
