@@ -27,6 +27,11 @@ public final class SoftmaxCore: Module, StreamingCore {
     public func callAsFunction(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?) -> Tensor {
         check(q, k, v, paddingMask)
         checkCausal(q, k)
+        if q.device == .cpu && q.size(2) >= Self.fewQueries {
+            return intervalAttention(
+                q, k, v, intervals: intervals(queries: q.size(2), keys: k.size(2)), keyMask: paddingMask,
+                scale: scale(for: q))
+        }
         guard let mask = paddingMask else { return blocked(q, k, v, causal: isCausal) }
         // Padding enters as one more channel: 1 in every query, a large negative number in a padded key. The score then
         // underflows to a weight of exactly 0, without a mask of N × M entries even when attention is causal too.
@@ -35,6 +40,15 @@ public final class SoftmaxCore: Module, StreamingCore {
         let wideK = concatenate([k, bias.unsqueezed(1).unsqueezed(3).expanded(to: [-1, k.size(1), -1, 1])], dim: 3)
         let out = blocked(wideQ, wideK, v, causal: isCausal, scale: scale(for: q))
         return out.masked(where: blindRows(mask, queries: q.size(2)), with: 0)
+    }
+
+    /// Fewer queries than this leave most of a tile empty.
+    private static let fewQueries = 8
+
+    /// All keys, or those up to the query's own: int32 `[1, queries, 2]`
+    private func intervals(queries: Int, keys: Int) -> Tensor {
+        let ends = isCausal ? Tensor.arange(1..<queries + 1) : .full([queries], keys, dtype: .int64)
+        return stack([.zeros(like: ends), ends], dim: 1).unsqueezed(0).to(.int32)
     }
 
     public func reference(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?) -> Tensor {
@@ -51,7 +65,7 @@ public final class SoftmaxCore: Module, StreamingCore {
         return matmul(weights.to(v.dtype), v)
     }
 
-    /// LibTorch's online-softmax kernel, which wants queries and values of one width.
+    /// LibTorch's online-softmax kernel, where there is none of our own: it wants queries and values of one width.
     private func blocked(_ q: Tensor, _ k: Tensor, _ v: Tensor, causal: Bool, scale: Double? = nil, mask: Tensor? = nil)
         -> Tensor
     {
