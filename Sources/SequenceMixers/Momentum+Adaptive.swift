@@ -41,6 +41,18 @@ extension MomentumCore {
     /// All tokens, one after the other: each momentum depends on the state before it.
     func adaptive(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ paddingMask: Tensor?, _ state: inout AdaptiveState) -> Tensor
     {
+        let sums = state.s.dtype
+        if q.device == .cpu && q.size(2) == k.size(2) {
+            let (out, final) = adaptiveMomentumAttention(
+                q.to(sums), k.to(sums), v.to(sums), paddingMask: paddingMask, stepSize: stepSize,
+                maximumMomentum: maximumMomentum, epsilon: epsilon,
+                initial: AdaptiveMomentumState(
+                    s: state.s, p: state.p, u: state.u, z: state.z, begun: state.hasBegun.to(sums).flattened()))
+            state.sPrevious = final.s + final.p
+            (state.s, state.p, state.u, state.z) = (final.s, final.p, final.u, final.z)
+            state.hasBegun = (final.begun .> 0).reshaped(-1, 1, 1, 1)
+            return out.to(v.dtype)
+        }
         let outputs = (0..<k.size(2)).map { index in
             let before = state
             let out = adaptiveStep(q.selected(2, index), k.selected(2, index), v.selected(2, index), &state)

@@ -18,7 +18,7 @@ private func results(_ inputs: [Tensor], _ body: ([Tensor]) -> [Tensor]) -> [Ten
 ///
 /// `scale`: deviations are relative to the largest magnitude of a tensor, or to this where that is smaller.
 func expectKernel(
-    _ inputs: [Tensor], single: Double = 2e-5, scale: Double = 1e-2, _ note: String = "",
+    _ inputs: [Tensor], double: Double = 1e-11, single: Double = 2e-5, scale: Double = 1e-2, _ note: String = "",
     sourceLocation: SourceLocation = #_sourceLocation, _ body: ([Tensor]) -> [Tensor]
 ) throws {
     poisonMemory()
@@ -33,7 +33,7 @@ func expectKernel(
                 let largest = max(b.abs().maximum().item(), scale)
                 let deviation = (a.to(.float64) - b.to(.float64)).abs().maximum().item() / largest
                 #expect(
-                    deviation < (dtype == .float64 ? 1e-11 : single),
+                    deviation < (dtype == .float64 ? double : single),
                     "\(note) result \(index) on \(isa) in \(dtype) deviates by \(deviation)",
                     sourceLocation: sourceLocation)
             }
