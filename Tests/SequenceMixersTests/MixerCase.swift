@@ -86,7 +86,17 @@ struct MixerCase: Sendable, CustomTestStringConvertible {
         cases += mega(causal)
         cases += fourierTransformer(causal)
         cases += samformer(causal)
-        return cases
+        return cases + standard(causal, without: Set(cases.map(\.mixer)))
+    }
+
+    /// Mechanisms that have no cases of their own, with their default options: everything is asked of them.
+    private static func standard(_ causal: Bool, without covered: Set<String>) -> [MixerCase] {
+        MixerCatalogue.entries.filter { !covered.contains($0.name) && (causal ? $0.causal : $0.bidirectional) }.map {
+            entry in
+            MixerCase(
+                mixer: entry.name, note: "", isCausal: causal, options: { entry.options.init() },
+                streams: causal && entry.streaming != .none, maximumLength: 320)
+        }
     }
 
     static let streaming = all.filter(\.streams)
