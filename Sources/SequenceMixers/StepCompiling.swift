@@ -28,7 +28,8 @@ extension Attention: StepCompiling where Core: StepCompilingCore {
         _ x: StepProgram.Vector, adding addend: StepProgram.Vector?, state: any StreamingState,
         into program: StepProgram
     ) -> StepProgram.Vector? {
-        guard let state = state as? AttentionState<Core.State>, state.positions.count == 1, rotary == nil, !usesReference,
+        guard let state = state as? AttentionState<Core.State>, state.positions.count == 1, rotary == nil,
+            !usesReference,
             query.outputs / heads <= StepProgram.largestHead
         else { return nil }
         let parts = [query, key, value].map { projection in

@@ -58,7 +58,9 @@ extension SequenceEncoder {
     func compileStep(_ x: StepProgram.Vector, states: [any StreamingState], into program: StepProgram)
         -> StepProgram.Vector?
     {
-        guard !blocks.isEmpty, states.count == blocks.count, [.plain, .constant].contains(residual.kind) else { return nil }
+        guard !blocks.isEmpty, states.count == blocks.count, [.plain, .constant].contains(residual.kind) else {
+            return nil
+        }
         var y = x
         var velocity: StepProgram.Vector?
         for (block, state) in zip(blocks, states) {

@@ -13,17 +13,21 @@ import TorchNN
         var testDescription: String { "\(mixer) \(note)" }
     }
 
-    static let cases = [
-        Case(mixer: "linear"),
-        Case(mixer: "momentum"),
-        Case(mixer: "linear", change: { $0.gatedFeedForward = true }, note: "gated"),
-        Case(mixer: "momentum", change: { $0.residual = ResidualConfiguration(.constant) }, note: "momentum residual"),
-        Case(mixer: "linear", change: { $0.normalization = .rmsNorm }, note: "rms"),
-        Case(mixer: "linear", change: { $0.position = .sinusoidal }, note: "sinusoidal"),
-        Case(mixer: "linear", change: { $0.finalNorm = false }, note: "no final norm"),
-    ] + Activation.allCases.map { activation in
-        Case(mixer: "linear", change: { $0.activation = activation }, note: activation.rawValue)
-    }
+    static let cases =
+        [
+            Case(mixer: "linear"),
+            Case(mixer: "momentum"),
+            Case(mixer: "linear", change: { $0.gatedFeedForward = true }, note: "gated"),
+            Case(
+                mixer: "momentum", change: { $0.residual = ResidualConfiguration(.constant) }, note: "momentum residual"
+            ),
+            Case(mixer: "linear", change: { $0.normalization = .rmsNorm }, note: "rms"),
+            Case(mixer: "linear", change: { $0.position = .sinusoidal }, note: "sinusoidal"),
+            Case(mixer: "linear", change: { $0.finalNorm = false }, note: "no final norm"),
+        ]
+        + Activation.allCases.map { activation in
+            Case(mixer: "linear", change: { $0.activation = activation }, note: activation.rawValue)
+        }
 
     private func model(_ setting: Case, modelDim: Int = 36, heads: Int = 3) throws -> LanguageModel {
         var configuration = ModelConfiguration(mixer: try MixerConfiguration(setting.mixer))
