@@ -20,6 +20,8 @@ public final class LocalChunkCore: Module, StreamingCore {
     public let wraps: Bool
     /// Which chunk is the last of a sequence that is padded.
     public let wrapLength: ReformerLength
+    /// Whether to compose LibTorch's operations on the CPU too.
+    public var isComposed = false
 
     public init(
         isCausal: Bool, chunk: Int, chunksBefore: Int = 1, chunksAfter: Int = 0, wraps: Bool = false,
@@ -41,6 +43,31 @@ public final class LocalChunkCore: Module, StreamingCore {
 
     public func callAsFunction(_ q: Tensor, _ k: Tensor, _ v: Tensor, paddingMask: Tensor?) -> Tensor {
         guard fits(q, k, v, paddingMask) else { return v }
+        if q.device == .cpu, !isComposed, let ranges = visibleRanges(q.size(2), paddingMask) {
+            return intervalAttention(q, k, v, intervals: ranges, keyMask: paddingMask, scale: scale(q))
+        }
+        return composed(q, k, v, paddingMask)
+    }
+
+    /// The ranges of keys that each token sees, int32 `[ranges, n, 2]`; nil where sequences wrap at different lengths, and
+    /// where a token sees a chunk more than once.
+    private func visibleRanges(_ n: Int, _ paddingMask: Tensor?) -> Tensor? {
+        let chunks = (n + chunk - 1) / chunk
+        if wraps, offsets.count > chunks || (wrapLength == .real && paddingMask != nil) { return nil }
+        let position = Tensor.arange(0..<n)
+        let own = position.floorDivided(by: chunk)
+        let (first, last) = (Tensor.zeros(like: own), Tensor.full([n], chunks, dtype: .int64))
+        // As the sequence is, and as it comes before and after itself.
+        let shifts = wraps ? [0, -chunks, chunks] : [0]
+        let ranges = shifts.map { shift in
+            let start = maximum(own + (shift - chunksBefore), first) * chunk
+            let end = minimum(own + (shift + chunksAfter + 1), last) * chunk
+            return stack([start, isCausal ? minimum(end, position + 1) : end], dim: 1)
+        }
+        return stack(ranges).to(.int32)
+    }
+
+    private func composed(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ paddingMask: Tensor?) -> Tensor {
         let (batch, n) = (q.size(0), q.size(2))
         let chunks = (n + chunk - 1) / chunk
         let seen = ChunkView(chunks, offsets, wraps: wraps, lengths: wrapLengths(paddingMask, n), chunk, q.device)

@@ -192,9 +192,10 @@ extern "C" ctorch_tensor ctorch_lsh_attention(ctorch_tensor qk, ctorch_tensor v,
                                               ctorch_lsh_options options, ctorch_error *error) {
   return guarded_tensor(error, [&] {
     const auto &tx = get(qk), &tv = get(v), &given = get(buckets);
-    TORCH_CHECK(tx.dim() == 4 && tv.dim() == 4 && tx.sizes().slice(0, 3) == tv.sizes().slice(0, 3) && tx.numel() > 0 && tv.numel() > 0,
-                "LSH attention takes qk [batch, heads, n, d], v [batch, heads, n, e] and at least one of everything, not ", tx.sizes(),
-                ", ", tv.sizes());
+    TORCH_CHECK(tx.dim() == 4 && tv.dim() == 4 && tx.sizes().slice(0, 3) == tv.sizes().slice(0, 3) && tx.numel() > 0 &&
+                    tv.numel() > 0,
+                "LSH attention takes qk [batch, heads, n, d], v [batch, heads, n, e] and at least one of everything, not ",
+                tx.sizes(), ", ", tv.sizes());
     const int64_t batch = tx.size(0), heads = tx.size(1), length = tx.size(2);
     TORCH_CHECK(tx.is_cpu(), "the kernel of LSH attention runs on the CPU");
     TORCH_CHECK(given.dim() == 4 && given.size(2) > 0 && given.sizes() == at::IntArrayRef({batch, heads, given.size(2), length}) &&

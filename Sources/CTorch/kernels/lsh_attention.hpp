@@ -65,7 +65,8 @@ template <typename T> struct LSHWork {
   LSHStretch stretch(const LSHRounds &all, int64_t group, int64_t c, int64_t part, int64_t size) const {
     const int64_t first = c % all.chunks * settings.chunk, from = first + part * size;
     const int64_t to = std::min({from + size, first + settings.chunk, all.count});
-    return {c * parts(all, size) + part, c / all.chunks, std::max<int64_t>(to - from, 0), order + row(group, c / all.chunks) + from};
+    const int32_t *tokens = order + row(group, c / all.chunks);
+    return {c * parts(all, size) + part, c / all.chunks, std::max<int64_t>(to - from, 0), tokens + from};
   }
   int64_t parts(const LSHRounds &all, int64_t size) const { return (std::min(settings.chunk, all.count) + size - 1) / size; }
 
