@@ -18,7 +18,7 @@
 // write the gradients of the keys in their windows, then those of odd number add theirs.
 #include "aft_reference.hpp"
 
-#define KERNELS "aft_window.kernels.hpp"
+#define KERNELS "aft_window_backward.kernels.hpp"
 #include "for_each_isa.hpp"
 
 using namespace ctorch;
