@@ -14,7 +14,14 @@ public enum KernelInstructions {
     /// What runs in kernels of this project's own on the CPU, forward and backward, instead of as several of LibTorch's
     /// operations.
     public static let fusedKernels = [
-        "causal linear attention and momentum attention, with feature map and norm"
+        "causal linear, momentum, adaptive momentum and norm attention, feature map and norm included",
+        "softmax over ranges of keys: exact, windows, blocks, sparse patterns, long-short, the Combiner's spans",
+        "LSH attention, hashes and sorting included",
+        "AFT: simple, local, conv",
+        "gMLP's gate, dense or short",
+        "Mega's moving average",
+        "R-Transformer's local RNN",
+        "a language model's step of one token with linear or momentum attention",
     ]
 
     /// - Throws: ``TorchError`` if `SUBQ_ISA` names what this machine lacks.
