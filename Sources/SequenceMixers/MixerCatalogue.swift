@@ -22,6 +22,7 @@ public enum MixerCatalogue {
         MegaOptions.catalogueEntry,
         FourierTransformerOptions.catalogueEntry,
         SamformerOptions.catalogueEntry,
+        CosFormerOptions.catalogueEntry,
     ]
 
     /// - Throws: ``ConfigurationError`` that names the nearest mechanism there is.
