@@ -13,6 +13,12 @@ extension CombinerGrid {
         let (count, span) = (tokens.count, min(columns, tokens.count))
         let spans = (count + span - 1) / span
         let real = tokens.real.map { $0.squeezed(1).expanded(to: [tokens.q.size(0), -1]) }
+        let ranges = intervals(count, span, spans)
+        // A single span has no others to look at.
+        if spans == 1 && !includesOwn {
+            return intervalAttention(
+                tokens.q, tokens.k, tokens.v, intervals: ranges, keyMask: real, scale: tokens.scale)
+        }
         let isPlain = pooling.summary.activation == .identity
         let (keys, values) = spanSummaries(
             queries: pooling.activated(tokens.q, pooling.query),
@@ -22,7 +28,7 @@ extension CombinerGrid {
             real.padded(1, after: spans * span - count).reshaped(real.size(0), spans, span).any(2)
         }
         return intervalAttention(
-            tokens.q, keys, values, intervals: intervals(count, span, spans),
+            tokens.q, keys, values, intervals: ranges,
             keyMask: real.flatMap { real in present.map { concatenate([real, $0], dim: 1) } }, scale: tokens.scale)
     }
 
@@ -33,7 +39,6 @@ extension CombinerGrid {
             let (first, last) = (Tensor([count]), Tensor([count + spans]))
             if isCausal { return [(start, i + 1), (first, own + count)] }
             let tokens = (start: start, end: end.masked(where: end .> count, with: Double(count)))
-            // A single span has no others to look at.
             if includesOwn { return [tokens, (first, last)] }
             return [tokens, (first, own + count), (own + (count + 1), last)]
         }
