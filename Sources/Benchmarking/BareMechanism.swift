@@ -29,9 +29,7 @@ struct BareMechanism {
                     : core($0[0], $0[1], $0[2], paddingMask: nil)
             }
         case let layer as AFT:
-            var keys = full
-            if case .taps = layer.core.bias { keys[3] = 1 }
-            shapes = [full, keys, full]
+            shapes = [full, full, full]  // with AFT-conv, too, whose layer makes keys of one channel a head
             tokensFirst = true
             parameters = layer.core.parameters()
             run = {
