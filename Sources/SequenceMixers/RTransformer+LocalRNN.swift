@@ -28,8 +28,8 @@ public enum RecurrentCell: String, NamedChoice {
 
 /// A recurrent cell run over the last `window` tokens, from zero, separately for every token.
 ///
-/// With g gates, time O(N M g modelDim²): each input is projected once, and all windows advance together in M products
-/// of all tokens. Memory O(N M g modelDim) while gradients are recorded, else O(N g modelDim). Streaming keeps the M - 1
+/// With g gates, time O(N M g modelDim²): each input is projected once, and all windows advance together in M - 1
+/// products. Memory O(N M g modelDim) while gradients are recorded, else O(N modelDim). Streaming keeps the M - 1
 /// windows that have begun, and advances all of them by one product a token.
 public final class LocalRNN: Module, ReferenceEvaluating, StreamingMixer {
     /// W, `[gates · modelDim, modelDim]`, gate after gate: r, z, n of a GRU, i, f, g, o of an LSTM.
@@ -72,8 +72,33 @@ public final class LocalRNN: Module, ReferenceEvaluating, StreamingMixer {
     public func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor {
         checkInput(x, paddingMask, modelDim: modelDim)
         if usesReference { return reference(x, paddingMask) }
+        if x.device == .cpu { return fused(x, paddingMask) }
         var state = initialState(batch: x.size(0))
         return advance(x, paddingMask, &state)
+    }
+
+    /// By the kernel, on each sequence's real tokens as if they stood at its start. No real token reads a later one.
+    private func fused(_ x: Tensor, _ paddingMask: Tensor?) -> Tensor {
+        func run(_ x: Tensor) -> Tensor {
+            let kind: LocalRecurrentCell =
+                switch cell {
+                case .gru: .gru
+                case .lstm: .lstm
+                case .plain: .plain
+                }
+            return localRecurrence(
+                x, kind, inputWeight: inputWeight.value, hiddenWeight: hiddenWeight.value,
+                inputBias: inputBias.value, hiddenBias: hiddenBias.value, window: window)
+        }
+        guard let paddingMask, x.size(1) > 1 else { return run(x) }
+        let real = paddingMask.to(.int64)
+        let isAtStart = (real.sliced(1, 1..<x.size(1)) .<= real.sliced(1, 0..<x.size(1) - 1)).all().integerItem() != 0
+        if isAtStart { return run(x) }
+        let order = real.argsort(1, descending: true)  // stable: real tokens first, in their order
+        func moved(_ x: Tensor, _ places: Tensor) -> Tensor {
+            x.gathered(1, places.unsqueezed(2).expanded(to: x.shape))
+        }
+        return moved(run(moved(x, order)), order.argsort(1))
     }
 
     /// The outputs at x, beginning with the windows that `state` has begun.
