@@ -3,27 +3,18 @@ import TorchNN
 
 /// Adam with decoupled weight decay (Loshchilov and Hutter, 2017, arXiv 1711.05101) by LibTorch's fused kernel, as
 /// PyTorch's `torch.optim.AdamW(fused=True)`.
-public final class AdamW: Optimizer {
-    public var learningRate: Double
-    public let betas: (Double, Double)
-    public let epsilon: Double
-    public let weightDecay: Double
+public final class AdamW: AdaptiveMoments {
     /// Leaves biases and the weights of norms (tensors of fewer than two dimensions) without weight decay.
     public let decayMatricesOnly: Bool
-    private var table: StateTable
 
     public init(
         _ parameters: [(name: String, parameter: Parameter)], learningRate: Double = 1e-3,
         betas: (Double, Double) = (0.9, 0.999), epsilon: Double = 1e-8, weightDecay: Double = 0.01,
         decayMatricesOnly: Bool = false
     ) {
-        checkSettings("AdamW", learningRate: learningRate, weightDecay: weightDecay, betas: betas, epsilon: epsilon)
-        self.learningRate = learningRate
-        self.betas = betas
-        self.epsilon = epsilon
-        self.weightDecay = weightDecay
         self.decayMatricesOnly = decayMatricesOnly
-        table = StateTable("AdamW", slots: ["mean", "square"], parameters)
+        super.init(
+            "AdamW", parameters, learningRate: learningRate, betas: betas, epsilon: epsilon, weightDecay: weightDecay)
     }
 
     /// What one call of the fused kernel can take: tensors of one type, on one device, with one weight decay.
@@ -50,7 +41,7 @@ public final class AdamW: Optimizer {
         }
     }
 
-    public func step() {
+    public override func step() {
         var batches: [Group: Batch] = [:]
         table.update { entry, gradient in
             let x = entry.parameter.value
@@ -65,10 +56,4 @@ public final class AdamW: Optimizer {
                 weightDecay: group.decays ? weightDecay : 0, epsilon: epsilon)
         }
     }
-
-    public func zeroGradients() { table.zeroGradients() }
-
-    public var state: [String: Tensor] { table.state }
-
-    public func load(state: [String: Tensor]) throws { try table.load(state) }
 }
