@@ -10,9 +10,6 @@ ctorch_tensor ctorch_matmul(ctorch_tensor a, ctorch_tensor b, ctorch_error *erro
 ctorch_tensor ctorch_einsum(const char *equation, const ctorch_tensor *tensors, size_t count, ctorch_error *error) {
   return guarded_tensor(error, [&] { return at::einsum(equation, list(tensors, count)); });
 }
-ctorch_tensor ctorch_linear(ctorch_tensor x, ctorch_tensor weight, ctorch_tensor bias, ctorch_error *error) {
-  return guarded_tensor(error, [&] { return at::linear(get(x), get(weight), optional(bias)); });
-}
 ctorch_tensor ctorch_qr(ctorch_tensor a, ctorch_tensor *r, ctorch_error *error) {
   return guarded_tensor(error, [&] {
     auto both = at::linalg_qr(get(a));
@@ -63,11 +60,6 @@ ctorch_tensor ctorch_conv1d(ctorch_tensor x, ctorch_tensor weight, ctorch_tensor
 }
 ctorch_tensor ctorch_embedding(ctorch_tensor weight, ctorch_tensor indices, int64_t padding_index, ctorch_error *error) {
   return guarded_tensor(error, [&] { return at::embedding(get(weight), get(indices), padding_index); });
-}
-ctorch_tensor ctorch_cross_entropy(ctorch_tensor logits, ctorch_tensor targets, int64_t reduction, int64_t ignored, double smoothing,
-                                   ctorch_error *error) {
-  return guarded_tensor(
-      error, [&] { return at::cross_entropy_loss(get(logits), get(targets), at::Tensor(), reduction, ignored, smoothing); });
 }
 ctorch_tensor ctorch_attention(ctorch_tensor q, ctorch_tensor k, ctorch_tensor v, ctorch_tensor mask, double dropout, bool causal,
                                double scale, ctorch_error *error) {

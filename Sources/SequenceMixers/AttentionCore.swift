@@ -141,7 +141,8 @@ public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating, 
 
     /// - Parameter positions: of each sequence's first token, or one for all.
     private func projected(_ x: Tensor, from positions: [Int]) -> (q: Tensor, k: Tensor, v: Tensor) {
-        let (q, k, v) = (split(query(x)), split(key(x)), split(value(x)))
+        let joint = projections(x, query, key, value)
+        let (q, k, v) = (split(joint.0), split(joint.1), split(joint.2))
         guard let rotary else { return (q, k, v) }
         return (turned(q, from: positions, rotary), turned(k, from: positions, rotary), v)
     }

@@ -24,9 +24,15 @@ public final class FeedForward: Module {
         super.init()
     }
 
-    public func callAsFunction(_ x: Tensor) -> Tensor {
+    /// x `[…, modelDim]` → the same shape; `residual` is added to what the layer gives.
+    public func callAsFunction(_ x: Tensor, addedTo residual: Tensor? = nil) -> Tensor {
+        let dropsOut = dropout.isTraining && dropout.probability > 0
+        if gate == nil, !dropsOut, let nonlinearity = activation.nonlinearity {
+            return Torch.feedForward(x, up: up.values, nonlinearity, down: down.values, residual: residual)
+        }
         let hidden = gate.map { activation($0(x)) * up(x) } ?? activation(up(x))
-        return dropout(down(dropout(hidden)))
+        let y = dropout(down(dropout(hidden)))
+        return residual.map { $0 + y } ?? y
     }
 }
 
@@ -66,19 +72,33 @@ public final class TransformerBlock: Module {
 
     /// x `[…, modelDim]`; `mix` is the mixer on the whole sequence, on a piece of it, or on one token.
     func callAsFunction(_ x: Tensor, _ stream: inout ResidualStream, _ mix: (Tensor) -> Tensor) -> Tensor {
-        let h = mixed(x, &stream, mix)
-        guard let feedForward, let feedForwardNorm else { return h }
         switch placement {
-        case .post: return feedForwardNorm(h + feedForward(h, slice: feedForwardSlice, using: generator))
-        case .pre: return h + feedForward(feedForwardNorm(h), slice: feedForwardSlice, using: generator)
+        case .post:
+            let h = mixerNorm.map { joined(x, dropout(mix(x)), &stream, $0).normalized } ?? mix(x)
+            guard let feedForward, let feedForwardNorm else { return h }
+            return feedForwardNorm(fed(h, addedTo: h, feedForward))
+        case .pre:
+            let mixed = mixerNorm.map { dropout(mix($0(x))) } ?? mix(x)
+            guard let feedForward, let feedForwardNorm else {
+                return mixerNorm == nil ? mixed : stream.join(x, mixed)
+            }
+            if mixerNorm == nil { return fed(feedForwardNorm(mixed), addedTo: mixed, feedForward) }
+            let (h, normalized) = joined(x, mixed, &stream, feedForwardNorm)
+            return fed(normalized, addedTo: h, feedForward)
         }
     }
 
-    private func mixed(_ x: Tensor, _ stream: inout ResidualStream, _ mix: (Tensor) -> Tensor) -> Tensor {
-        guard let mixerNorm else { return mix(x) }
-        switch placement {
-        case .post: return mixerNorm(stream.join(x, dropout(mix(x))))
-        case .pre: return stream.join(x, dropout(mix(mixerNorm(x))))
-        }
+    /// x ⊕ y and its norm.
+    private func joined(
+        _ x: Tensor, _ y: Tensor, _ stream: inout ResidualStream, _ norm: any Normalizing
+    ) -> (sum: Tensor, normalized: Tensor) {
+        if stream.configuration.kind == .plain { return norm.added(x, y) }
+        let h = stream.join(x, y)
+        return (h, norm(h))
+    }
+
+    private func fed(_ x: Tensor, addedTo h: Tensor, _ feedForward: FeedForward) -> Tensor {
+        guard let feedForwardSlice else { return feedForward(x, addedTo: h) }
+        return h + feedForward(x, slice: feedForwardSlice, using: generator)
     }
 }

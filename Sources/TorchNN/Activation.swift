@@ -20,4 +20,16 @@ public enum Activation: String, NamedChoice {
         case .softplus: x.softplus()
         }
     }
+
+    /// The same function where a product of matrices can apply it to its result.
+    public var nonlinearity: Nonlinearity? {
+        switch self {
+        case .identity: .identity
+        case .relu: .relu
+        case .gelu: .gelu
+        case .geluTanh: .geluTanh
+        case .silu: .silu
+        case .tanh, .sigmoid, .elu, .softplus: nil
+        }
+    }
 }

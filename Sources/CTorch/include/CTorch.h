@@ -11,6 +11,8 @@
 #include "ctorch_reduction.h"
 #include "ctorch_shape.h"
 #include "ctorch_nn.h"
+#include "ctorch_normalization.h"
+#include "ctorch_dense.h"
 #include "ctorch_autograd.h"
 #include "ctorch_optimizer.h"
 #include "ctorch_allocator.h"

@@ -27,6 +27,16 @@ public final class Linear: Module {
         checkLastDimension(x, inputs, in: "Linear")
         return linear(x, weight.value, bias?.value)
     }
+
+    /// What functions of weights take.
+    public var values: (weight: Tensor, bias: Tensor?) { (weight.value, bias?.value) }
+}
+
+/// Three layers of one input x `[…, inputs]`: their outputs, as each by itself would give them.
+public func projections(_ x: Tensor, _ a: Linear, _ b: Linear, _ c: Linear) -> (Tensor, Tensor, Tensor) {
+    for layer in [a, b, c] { checkLastDimension(x, layer.inputs, in: "Linear") }
+    let outputs = projections(x, [a.values, b.values, c.values])
+    return (outputs[0], outputs[1], outputs[2])
 }
 
 extension Tensor {

@@ -3,6 +3,16 @@ import Torch
 /// A layer that brings the vectors of the last dimension to one scale: x `[…, dim]` to the same shape.
 public protocol Normalizing: Module {
     func callAsFunction(_ x: Tensor) -> Tensor
+
+    /// x + y, and the norm of that: the end of one residual connection and the beginning of what follows.
+    func added(_ x: Tensor, _ y: Tensor) -> (sum: Tensor, normalized: Tensor)
+}
+
+extension Normalizing {
+    public func added(_ x: Tensor, _ y: Tensor) -> (sum: Tensor, normalized: Tensor) {
+        let sum = x + y
+        return (sum, self(sum))
+    }
 }
 
 /// (x - mean) / √(variance + ε) over the last dimension, times weight plus bias (Ba et al., 2016, arXiv 1607.06450).
@@ -26,7 +36,12 @@ public final class LayerNorm: Module, Normalizing {
     /// x `[…, dim]` → the same shape.
     public func callAsFunction(_ x: Tensor) -> Tensor {
         checkLastDimension(x, dim, in: "LayerNorm")
-        return layerNorm(x, shape: [dim], weight: weight.value, bias: bias?.value, epsilon: epsilon)
+        return addedNorm(x, nil, .layer, weight: weight.value, bias: bias?.value, epsilon: epsilon).normalized
+    }
+
+    public func added(_ x: Tensor, _ y: Tensor) -> (sum: Tensor, normalized: Tensor) {
+        checkLastDimension(x, dim, in: "LayerNorm")
+        return addedNorm(x, y, .layer, weight: weight.value, bias: bias?.value, epsilon: epsilon)
     }
 }
 
@@ -48,7 +63,12 @@ public final class RMSNorm: Module, Normalizing {
     /// x `[…, dim]` → the same shape.
     public func callAsFunction(_ x: Tensor) -> Tensor {
         checkLastDimension(x, dim, in: "RMSNorm")
-        return rmsNorm(x, shape: [dim], weight: weight.value, epsilon: epsilon)
+        return addedNorm(x, nil, .rootMeanSquare, weight: weight.value, epsilon: epsilon).normalized
+    }
+
+    public func added(_ x: Tensor, _ y: Tensor) -> (sum: Tensor, normalized: Tensor) {
+        checkLastDimension(x, dim, in: "RMSNorm")
+        return addedNorm(x, y, .rootMeanSquare, weight: weight.value, epsilon: epsilon)
     }
 }
 

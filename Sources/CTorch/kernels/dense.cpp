@@ -1,0 +1,295 @@
+// Linear layers, and the feed-forward layer y = residual + f(x Uᵀ + b) Dᵀ + c, with their gradients:
+//   Y = X Wᵀ + b      dX = G W,  dW = Gᵀ X,  db = Σ G  (summed while Gᵀ is packed)
+//   feed-forward      dU = (G D) ∘ f'(u), and f(u) again, as that product is finished; only u is kept from the forward pass
+// Several weights with one X share the sum of their dX.
+#include "dense.hpp"
+#include "isa.hpp"
+
+using namespace ctorch;
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+namespace {
+
+template <typename T> const T *read(const Tensor &t) { return t.defined() ? t.const_data_ptr<T>() : nullptr; }
+template <typename T> T *write(Tensor &t) { return t.defined() ? t.mutable_data_ptr<T>() : nullptr; }
+
+Tensor defined(const OptionalTensor &t) { return t ? *t : Tensor(); }
+bool wants(const OptionalTensor &t) { return t && t->defined() && t->requires_grad(); }
+int64_t rows_of(const Tensor &x) { return x.size(-1) == 0 ? 0 : x.numel() / x.size(-1); }
+
+Tensor like_with_columns(const Tensor &x, int64_t columns) {
+  auto sizes = x.sizes().vec();
+  sizes.back() = columns;
+  return at::empty(sizes, x.options());
+}
+
+/// x Wᵀ + b, x [rows, inputs] and W [outputs, inputs] contiguous.
+template <typename T> ProductWork<T> forward_work(const Tensor &x, const Tensor &weight, const Tensor &bias, Tensor &y) {
+  ProductWork<T> work{rows_of(x), weight.size(0), weight.size(1), read<T>(x), weight.size(1), 1, read<T>(weight), 1, weight.size(1),
+                      write<T>(y), weight.size(0)};
+  work.bias = read<T>(bias);
+  return work;
+}
+
+/// G W
+template <typename T> ProductWork<T> input_gradient_work(const Tensor &g, const Tensor &weight, Tensor &dx) {
+  return {rows_of(g), weight.size(1), weight.size(0), read<T>(g), weight.size(0), 1, read<T>(weight), weight.size(1), 1,
+          write<T>(dx), weight.size(1)};
+}
+
+/// dW = Gᵀ X and db = Σ G; either may be undefined.
+template <typename T> void weight_gradients(const Tensor &g, const Tensor &x, Tensor &dw, Tensor &db) {
+  if (!dw.defined()) {
+    if (db.defined()) db.copy_(g.reshape({-1, g.size(-1)}).sum(0));
+    return;
+  }
+  const int64_t outputs = g.size(-1), inputs = x.size(-1);
+  ProductWork<T> work{outputs, inputs, rows_of(g), read<T>(g), 1, outputs, read<T>(x), inputs, 1, write<T>(dw), inputs};
+  work.row_sums = write<T>(db);
+  product(work);
+}
+
+variable_list composed_gradients(const Tensor &g, const Tensor &x, const Tensor &weight) {
+  auto rows = g.reshape({-1, g.size(-1)});
+  return {at::matmul(g, weight), at::mm(rows.t(), x.reshape({-1, x.size(-1)})), rows.sum(0)};
+}
+
+struct Projections : torch::autograd::Function<Projections> {
+  static variable_list forward(AutogradContext *context, const Tensor &x, const Tensor &w0, const OptionalTensor &b0,
+                               const OptionalTensor &w1, const OptionalTensor &b1, const OptionalTensor &w2,
+                               const OptionalTensor &b2) {
+    const OptionalTensor weights[] = {w0, w1, w2}, biases[] = {b0, b1, b2};
+    variable_list outputs, saved{x};
+    int64_t wanted = x.requires_grad() ? 1 : 0, bit = 2;
+    for (int i = 0; i < 3; ++i, bit *= 4) {
+      auto weight = defined(weights[i]), bias = defined(biases[i]);
+      saved.push_back(weight);
+      wanted |= (wants(weights[i]) ? bit : 0) | (wants(biases[i]) ? 2 * bit : 0);
+      if (!weight.defined()) continue;
+      outputs.push_back(like_with_columns(x, weight.size(0)));
+      AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear",
+                                 [&] { product(forward_work<scalar_t>(x, weight, bias, outputs.back())); });
+    }
+    context->save_for_backward(saved);
+    context->saved_data["wanted"] = wanted;
+    return outputs;
+  }
+
+  static variable_list backward(AutogradContext *context, variable_list grads) {
+    auto saved = context->get_saved_variables();
+    const auto &x = saved[0];
+    const int64_t wanted = context->saved_data["wanted"].toInt();
+    variable_list results(7);
+    auto &dx = results[0];
+    for (size_t i = 0; i < grads.size(); ++i) {
+      const auto &weight = saved[i + 1];
+      const bool wants_weight = wanted >> (2 * i + 1) & 1, wants_bias = wanted >> (2 * i + 2) & 1;
+      auto &dw = results[2 * i + 1], &db = results[2 * i + 2];
+      if (!grads[i].defined()) continue;
+      if (at::GradMode::is_enabled()) { // the gradients are differentiated in turn
+        auto found = composed_gradients(grads[i], x, weight);
+        if (wanted & 1) dx = dx.defined() ? dx + found[0] : found[0];
+        if (wants_weight) dw = found[1];
+        if (wants_bias) db = found[2];
+        continue;
+      }
+      auto g = grads[i].contiguous();
+      const bool first = !dx.defined();
+      if (wanted & 1 && first) dx = at::empty_like(x);
+      if (wants_weight) dw = at::empty_like(weight);
+      if (wants_bias) db = at::empty({weight.size(0)}, x.options());
+      AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear", [&] {
+        if (wanted & 1) {
+          auto work = input_gradient_work<scalar_t>(g, weight, dx);
+          work.accumulate = !first;
+          product(work);
+        }
+        weight_gradients<scalar_t>(g, x, dw, db);
+      });
+    }
+    return results;
+  }
+};
+
+Tensor composed(Nonlinearity kind, const Tensor &x) {
+  switch (kind) {
+  case Nonlinearity::relu: return at::relu(x);
+  case Nonlinearity::gelu: return at::gelu(x);
+  case Nonlinearity::gelu_tanh: return at::gelu(x, "tanh");
+  case Nonlinearity::silu: return at::silu(x);
+  default: return x;
+  }
+}
+
+Tensor composed_slope(Nonlinearity kind, const Tensor &g, const Tensor &x) {
+  switch (kind) {
+  case Nonlinearity::relu: return at::where(x > 0, g, 0);
+  case Nonlinearity::gelu: return at::gelu_backward(g, x);
+  case Nonlinearity::gelu_tanh: return at::gelu_backward(g, x, "tanh");
+  case Nonlinearity::silu: {
+    auto s = at::sigmoid(x);
+    return g * s * (1 + x * (1 - s));
+  }
+  default: return g;
+  }
+}
+
+/// u = x upᵀ + up_bias, and residual + f(u) downᵀ + down_bias.
+std::pair<Tensor, Tensor> feed(const Tensor &x, const Tensor &up, const Tensor &up_bias, const Tensor &down,
+                               const Tensor &down_bias, const Tensor &residual, Nonlinearity kind) {
+  auto u = like_with_columns(x, up.size(0)), hidden = at::empty_like(u), y = like_with_columns(x, down.size(0));
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "feed-forward", [&] {
+    auto first = forward_work<scalar_t>(x, up, up_bias, u);
+    first.nonlinearity = kind;
+    first.activated = write<scalar_t>(hidden);
+    product(first);
+    auto second = forward_work<scalar_t>(hidden, down, down_bias, y);
+    second.added = read<scalar_t>(residual);
+    product(second);
+  });
+  return {u, y};
+}
+
+struct FeedForward : torch::autograd::Function<FeedForward> {
+  static Tensor forward(AutogradContext *context, const Tensor &x, const Tensor &up, const OptionalTensor &up_bias,
+                        const Tensor &down, const OptionalTensor &down_bias, const OptionalTensor &residual, int64_t kind) {
+    auto [u, y] = feed(x, up, defined(up_bias), down, defined(down_bias), defined(residual), static_cast<Nonlinearity>(kind));
+    // u is no output: kept as it is, it owns nothing of the graph.
+    context->save_for_backward({x, up, defined(up_bias), down, u});
+    context->saved_data["kind"] = kind;
+    int64_t wanted = x.requires_grad() | up.requires_grad() << 1 | wants(up_bias) << 2 | down.requires_grad() << 3;
+    context->saved_data["wanted"] = wanted | wants(down_bias) << 4 | wants(residual) << 5;
+    return y;
+  }
+
+  static variable_list backward(AutogradContext *context, variable_list grads) {
+    auto saved = context->get_saved_variables();
+    const auto &x = saved[0], &up = saved[1], &up_bias = saved[2], &down = saved[3], &u = saved[4];
+    const auto kind = static_cast<Nonlinearity>(context->saved_data["kind"].toInt());
+    const int64_t wanted = context->saved_data["wanted"].toInt();
+    variable_list results(7);
+    if (!grads[0].defined()) return results;
+    if (at::GradMode::is_enabled()) {
+      auto again = at::linear(x, up, up_bias);
+      auto below = composed_gradients(grads[0], composed(kind, again), down);
+      auto above = composed_gradients(composed_slope(kind, below[0], again), x, up);
+      variable_list all{above[0], above[1], above[2], below[1], below[2], grads[0]};
+      for (size_t i = 0; i < all.size(); ++i)
+        if (wanted >> i & 1) results[i] = all[i];
+      return results;
+    }
+    auto g = grads[0].contiguous();
+    auto make = [&](int i, at::IntArrayRef sizes) { return wanted >> i & 1 ? at::empty(sizes, x.options()) : Tensor(); };
+    auto dx = make(0, x.sizes()), d_up = make(1, up.sizes()), d_up_bias = make(2, {up.size(0)}), d_down = make(3, down.sizes()),
+         d_down_bias = make(4, {down.size(0)});
+    auto du = at::empty_like(u), hidden = at::empty_like(u);
+    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "feed-forward", [&] {
+      auto work = input_gradient_work<scalar_t>(g, down, du);
+      work.nonlinearity = kind;
+      work.activation_input = read<scalar_t>(u);
+      work.activated = write<scalar_t>(hidden);
+      product(work);
+      weight_gradients<scalar_t>(g, hidden, d_down, d_down_bias);
+      weight_gradients<scalar_t>(du, x, d_up, d_up_bias);
+      if (dx.defined()) product(input_gradient_work<scalar_t>(du, up, dx));
+    });
+    return {dx, d_up, d_up_bias, d_down, d_down_bias, wanted >> 5 & 1 ? grads[0] : Tensor(), Tensor()};
+  }
+};
+
+/// Whether our products compute x Wᵀ + b: in all of its sizes right, and faster than LibTorch.
+bool serves(const Tensor &x, const Tensor &weight, const Tensor &bias) {
+  const auto type = x.scalar_type();
+  const bool fits = x.is_cpu() && weight.is_cpu() && x.dim() > 0 && weight.dim() == 2 && x.size(-1) == weight.size(1) &&
+                    (type == at::kFloat || type == at::kDouble) && weight.scalar_type() == type && x.layout() == at::kStrided &&
+                    x.numel() > 0 && weight.numel() > 0 &&
+                    (!bias.defined() ||
+                     (bias.is_cpu() && bias.scalar_type() == type && bias.sizes() == at::IntArrayRef({weight.size(0)})));
+  if (!fits || forced_isa() != unforced) return fits;
+  return type == at::kFloat && products_are_faster(rows_of(x), weight.size(0), weight.size(1));
+}
+
+OptionalTensor present(const Tensor &t) { return t.defined() ? OptionalTensor(t.contiguous()) : std::nullopt; }
+
+bool any_gradient(std::initializer_list<const Tensor *> tensors) {
+  if (!at::GradMode::is_enabled()) return false;
+  for (const auto *t : tensors)
+    if (t->defined() && t->requires_grad()) return true;
+  return false;
+}
+
+} // namespace
+
+variable_list ctorch::project(const Tensor &x, const std::vector<Tensor> &weights, const std::vector<Tensor> &biases) {
+  const size_t count = weights.size();
+  TORCH_CHECK(count >= 1 && count <= 3 && biases.size() == count, "projections takes one to three weights");
+  bool ours = true, has_gradient = false;
+  for (size_t i = 0; i < count; ++i) {
+    ours = ours && serves(x, weights[i], biases[i]);
+    has_gradient = has_gradient || any_gradient({&x, &weights[i], &biases[i]});
+  }
+  variable_list results;
+  if (!ours) {
+    for (size_t i = 0; i < count; ++i) results.push_back(at::linear(x, weights[i], biases[i]));
+    return results;
+  }
+  auto rows = x.contiguous();
+  if (has_gradient) {
+    OptionalTensor w[3], b[3];
+    for (size_t i = 0; i < count; ++i) w[i] = present(weights[i]), b[i] = present(biases[i]);
+    return Projections::apply(rows, *w[0], b[0], w[1], b[1], w[2], b[2]);
+  }
+  for (size_t i = 0; i < count; ++i) {
+    results.push_back(like_with_columns(rows, weights[i].size(0)));
+    auto weight = weights[i].contiguous(), bias = biases[i].defined() ? biases[i].contiguous() : Tensor();
+    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear",
+                               [&] { product(forward_work<scalar_t>(rows, weight, bias, results.back())); });
+  }
+  return results;
+}
+
+extern "C" {
+
+ctorch_tensor ctorch_linear(ctorch_tensor x, ctorch_tensor weight, ctorch_tensor bias, ctorch_error *error) {
+  return guarded_tensor(error, [&] { return project(get(x), {get(weight)}, {optional(bias)})[0]; });
+}
+
+ctorch_tensor ctorch_projections(ctorch_tensor x, const ctorch_tensor *weights, const ctorch_tensor *biases, size_t count,
+                                 ctorch_tensor *others, ctorch_error *error) {
+  return guarded_tensor(error, [&] {
+    auto results = project(get(x), list(weights, count), list(biases, count));
+    for (size_t i = 1; i < count; ++i) others[i - 1] = wrap(results[i]);
+    return results[0];
+  });
+}
+
+ctorch_tensor ctorch_feed_forward(ctorch_tensor x, ctorch_tensor up, ctorch_tensor up_bias, ctorch_tensor down,
+                                  ctorch_tensor down_bias, ctorch_tensor residual, int32_t nonlinearity, ctorch_error *error) {
+  return guarded_tensor(error, [&] {
+    const auto &tx = get(x), &wu = get(up), &wd = get(down);
+    auto bu = optional(up_bias), bd = optional(down_bias), added = optional(residual);
+    const auto kind = static_cast<Nonlinearity>(nonlinearity);
+    const bool ours = serves(tx, wu, bu) && wd.dim() == 2 && wd.size(1) == wu.size(0) && wd.is_cpu() &&
+                      wd.scalar_type() == tx.scalar_type() && wd.numel() > 0 &&
+                      (!bd.defined() || (bd.is_cpu() && bd.scalar_type() == tx.scalar_type() &&
+                                         bd.sizes() == at::IntArrayRef({wd.size(0)}))) &&
+                      (!added.defined() || (added.scalar_type() == tx.scalar_type() && added.is_cpu() &&
+                                            added.sizes().slice(0, added.dim() - 1) == tx.sizes().slice(0, tx.dim() - 1) &&
+                                            added.size(-1) == wd.size(0)));
+    if (!ours) {
+      auto y = project(composed(kind, project(tx, {wu}, {bu})[0]), {wd}, {bd})[0];
+      return added.defined() ? added + y : y;
+    }
+    auto rows = tx.contiguous();
+    auto other = added.defined() ? added.contiguous() : Tensor();
+    if (any_gradient({&tx, &wu, &bu, &wd, &bd, &added}))
+      return FeedForward::apply(rows, wu.contiguous(), present(bu), wd.contiguous(), present(bd), present(other),
+                                static_cast<int64_t>(kind));
+    auto contiguous = [](const Tensor &t) { return t.defined() ? t.contiguous() : t; };
+    return feed(rows, wu.contiguous(), contiguous(bu), wd.contiguous(), contiguous(bd), other, kind).second;
+  });
+}
+
+} // extern "C"

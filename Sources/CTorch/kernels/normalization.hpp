@@ -1,0 +1,26 @@
+// What the norms of the last dimension work on; see normalization.cpp for the equations.
+#pragma once
+
+#include "team.hpp"
+
+namespace ctorch {
+
+enum class NormKind { layer, root_mean_square };
+
+/// [rows, columns], contiguous; a task takes `block` rows.
+template <typename T> struct NormWork {
+  NormKind kind;
+  int64_t rows, columns, block;
+  T epsilon;
+  const T *x, *added, *weight, *bias; // all but x may be null
+  T *sum;                             // x + added, null without `added`
+  T *y;
+  T *center, *scale;                  // [rows] the mean, and 1 / √(variance + ε)
+  const T *dy, *dsum;                 // backward; dsum may be null
+  T *dx;
+  T *parts;                           // [blocks, 2, columns]: each block's part of dweight and dbias, null if not wanted
+
+  int64_t blocks() const { return (rows + block - 1) / block; }
+};
+
+} // namespace ctorch
