@@ -278,7 +278,7 @@ import TorchNN
             }
             let hidden = 4096 * 1024 * 4
             let (whole, sliced) = (try kept(nil), try kept(256))
-            precondition(whole > 2 * hidden && sliced < hidden, "\(whole), \(sliced) of \(hidden)")
+            precondition(whole > hidden && sliced < hidden, "\(whole), \(sliced) of \(hidden)")
         }
     }
 }
