@@ -19,8 +19,10 @@ public enum KernelInstructions {
         "LSH attention, hashes and sorting included",
         "AFT: simple, local, conv",
         "gMLP's gate, dense or short",
-        "Mega's moving average",
+        "summaries of spans and normalized mixtures of segments",
+        "Mega's moving average and gates",
         "R-Transformer's local RNN",
+        "linear and feed-forward layers (float32, AVX-512 on AMD), norms with their residual, cross-entropy",
         "a language model's step of one token with linear or momentum attention",
     ]
 
