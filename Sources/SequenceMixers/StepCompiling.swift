@@ -1,7 +1,7 @@
 import Torch
 import TorchNN
 
-/// A streaming mixer that can also write its ``StreamingMixer/step(_:state:)`` down as operations of a ``StepProgram``, for one
+/// A streaming mixer that can also write its ``StreamingMixer/step(_:state:)`` down as operations of a `StepProgram`, for one
 /// sequence in float32 on the CPU.
 public protocol StepCompiling: StreamingMixer {
     /// Appends one token: `x` is the mixer's input, the output is added to `addend` if there is one. The state is taken over as
