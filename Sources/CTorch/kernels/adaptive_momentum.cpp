@@ -145,10 +145,6 @@ AdaptiveWork<T> work_of(const AdaptiveSettings &settings, const Tensor &q, const
   return work;
 }
 
-Tensor heads_side_by_side(const Tensor &like) {
-  return at::empty({like.size(0), like.size(2), like.size(1), like.size(3)}, like.options()).transpose(1, 2);
-}
-
 struct AdaptiveFunction : torch::autograd::Function<AdaptiveFunction> {
   static Tensor forward(torch::autograd::AutogradContext *context, const Tensor &q, const Tensor &k, const Tensor &v, Constants constants,
                         AdaptiveSettings settings) {

@@ -106,9 +106,6 @@ template <typename T> void place_tables(AftWindowWork<T> &work, std::vector<Tens
   work.shift = tables[4].mutable_data_ptr<T>(), work.direct = tables[5].mutable_data_ptr<bool>();
 }
 
-/// [batch, heads, length, channels], the heads of a token side by side, as projections want them.
-Tensor like(const Tensor &t) { return at::empty({t.size(0), t.size(2), t.size(1), t.size(3)}, t.options()).transpose(1, 2); }
-
 bool is_reference() { return active_isa() == Isa::reference; }
 
 // MARK: Forward
@@ -192,7 +189,7 @@ struct Aft : torch::autograd::Function<Aft> {
   static Tensor forward(torch::autograd::AutogradContext *context, const Tensor &q, const Tensor &k, const Tensor &v,
                         const Tensor &bias, Setting setting) {
     const bool keep = q.requires_grad() || k.requires_grad() || v.requires_grad() || bias.requires_grad();
-    auto out = like(v);
+    auto out = heads_side_by_side(v);
     torch::autograd::variable_list kept{q, k, v, bias, setting.mask};
     with_type(v, [&](auto zero) {
       using T = decltype(zero);
@@ -210,7 +207,7 @@ struct Aft : torch::autograd::Function<Aft> {
       }
       auto tables = window_tables(work, v.options());
       if (keep) {
-        tables.push_back(like(v)), tables.push_back(like(v));
+        tables.push_back(heads_side_by_side(v)), tables.push_back(heads_side_by_side(v));
         work.mean = mutable_rows<T>(tables[6]), work.inverse = mutable_rows<T>(tables[7]);
       }
       place_tables(work, tables);
@@ -233,7 +230,7 @@ struct Aft : torch::autograd::Function<Aft> {
     Setting setting{saved[4], context->saved_data["kind"].toInt(), context->saved_data["causal"].toBool(),
                     context->saved_data["gated"].toBool()};
     auto cotangent = with_rows(grads[0]);
-    auto dq = setting.gated ? like(q) : Tensor(), dk = like(k), dv = like(v);
+    auto dq = setting.gated ? heads_side_by_side(q) : Tensor(), dk = heads_side_by_side(k), dv = heads_side_by_side(v);
     Tensor dbias;
     auto place = [&](auto &work, auto zero) {
       using T = decltype(zero);

@@ -314,10 +314,7 @@ struct CausalLinear : torch::autograd::Function<CausalLinear> {
     LinearSettings settings{static_cast<FeatureMap>(data["map"].toInt()), static_cast<LinearNormalization>(data["normalization"].toInt()),
                       data["beta"].toDouble(), data["gamma"].toDouble(), data["epsilon"].toDouble()};
     auto cotangent = with_rows(grads[0]);
-    auto like = [](const Tensor &t) { // heads side by side, as projections want them
-      return at::empty({t.size(0), t.size(2), t.size(1), t.size(3)}, t.options()).transpose(1, 2);
-    };
-    auto dq = like(q), dk = like(k), dv = like(v);
+    auto dq = heads_side_by_side(q), dk = heads_side_by_side(k), dv = heads_side_by_side(v);
     AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "causal linear attention", [&] {
       WeightTable<scalar_t> table(settings.beta, settings.gamma, chunk_size);
       auto work = work_of<scalar_t>(settings, q, k, v, mask, table.weights);

@@ -161,10 +161,7 @@ struct IntervalAttention : torch::autograd::Function<IntervalAttention> {
     auto saved = context->get_saved_variables();
     auto &q = saved[0], &k = saved[1], &v = saved[2], &intervals = saved[3], &mask = saved[4], &out = saved[5], &statistics = saved[6];
     auto cotangent = with_rows(grads[0]);
-    auto like = [](const Tensor &t) { // heads side by side, as projections want them
-      return at::empty({t.size(0), t.size(2), t.size(1), t.size(3)}, t.options()).transpose(1, 2);
-    };
-    auto dq = like(q), dk = like(k), dv = like(v);
+    auto dq = heads_side_by_side(q), dk = heads_side_by_side(k), dv = heads_side_by_side(v);
     AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "interval attention", [&] {
       auto work = work_of<scalar_t>(q, k, v, mask, context->saved_data["scale"].toDouble(), statistics);
       work.cotangent = ctorch::rows<scalar_t>(cotangent);

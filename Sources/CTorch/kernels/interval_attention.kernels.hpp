@@ -13,13 +13,7 @@ INLINE Vector<float> interval_weight(Vector<float> x) {
   const auto n = shifted - magic;
   auto r = bounded - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
-  auto p = splat<float>(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  const auto p = exponential_series(r);
   // The last bits of `shifted` are n: added to the exponent of p, which stays above its smallest.
   const auto y = reinterpret_cast<Vector<float>>(reinterpret_cast<Whole>(p) + (reinterpret_cast<Whole>(shifted) << 23));
   return x < low ? Vector<float>{} : y;

@@ -82,10 +82,6 @@ LSHWork<T> work_of(const LSHSettings &settings, const Tensor &x, const Tensor &v
   return work;
 }
 
-Tensor heads_side_by_side(const Tensor &t) { // as projections want them
-  return at::empty({t.size(0), t.size(2), t.size(1), t.size(3)}, t.options()).transpose(1, 2);
-}
-
 struct LSHAttention : torch::autograd::Function<LSHAttention> {
   static Tensor forward(torch::autograd::AutogradContext *context, const Tensor &x, const Tensor &v, LSHConstants constants) {
     const auto &[settings, given, mask, counts] = constants;

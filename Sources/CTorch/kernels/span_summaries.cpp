@@ -186,10 +186,8 @@ struct SpanSummaries : torch::autograd::Function<SpanSummaries> {
     SpanConstants constants{saved[4], data["span"].toInt(), static_cast<SpanPool>(data["pool"].toInt()), data["scale"].toDouble(),
                             data["pools_keys"].toBool()};
     auto keys_cotangent = with_rows(grads[0]), values_cotangent = with_rows(grads[1]);
-    auto like = [](const Tensor &t) { // heads side by side, as projections want them
-      return at::empty({t.size(0), t.size(2), t.size(1), t.size(3)}, t.options()).transpose(1, 2);
-    };
-    auto da = like(a), dk = like(k), dv = like(v), db = constants.pools_keys ? Tensor() : like(b);
+    auto da = heads_side_by_side(a), dk = heads_side_by_side(k), dv = heads_side_by_side(v);
+    auto db = constants.pools_keys ? Tensor() : heads_side_by_side(b);
     AT_DISPATCH_FLOATING_TYPES(k.scalar_type(), "span summaries", [&] {
       auto work = work_of<scalar_t>(constants, a, b, k, v);
       work.keys_cotangent = ctorch::rows<scalar_t>(keys_cotangent);

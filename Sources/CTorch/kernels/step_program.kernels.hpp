@@ -5,14 +5,6 @@
 
 typedef Vector<float> Floats;
 
-/// erf to within 2e-7: Abramowitz & Stegun 7.1.26.
-INLINE Floats error_function(Floats x) {
-  const Floats size = x < 0 ? -x : x, t = 1.0f / (1.0f + 0.3275911f * size);
-  const Floats p = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
-  const Floats y = 1.0f - p * exponential(-size * size);
-  return x < 0 ? -y : y;
-}
-
 /// log(1 + e^x), a number at a time: it is rare.
 INLINE Floats softened(Floats x) {
   for (int i = 0; i < width<float>; ++i) x[i] = x[i] > 20 ? x[i] : std::log1p(std::exp(x[i]));

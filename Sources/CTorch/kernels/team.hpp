@@ -47,6 +47,11 @@ template <typename T> struct Rows {
 /// `t` itself if its rows are contiguous, otherwise a copy.
 inline at::Tensor with_rows(const at::Tensor &t) { return t.stride(-1) == 1 || t.size(-1) == 1 ? t : t.contiguous(); }
 
+/// An empty tensor of the shape of `t` [batch, heads, length, columns] whose heads lie side by side, as projections want them.
+inline at::Tensor heads_side_by_side(const at::Tensor &t) {
+  return at::empty({t.size(0), t.size(2), t.size(1), t.size(3)}, t.options()).transpose(1, 2);
+}
+
 template <typename T> Rows<const T> rows(const at::Tensor &t) {
   return {t.const_data_ptr<T>(), t.size(1), t.stride(0), t.stride(1), t.stride(2)};
 }

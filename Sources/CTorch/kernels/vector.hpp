@@ -47,6 +47,17 @@ template <typename T> INLINE T largest_of(Vector<T> v) {
   return value;
 }
 
+/// e^r for |r| ≤ ln 2 / 2.
+INLINE Vector<float> exponential_series(Vector<float> r) {
+  auto p = splat<float>(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return p * (r * r) + r + 1.0f;
+}
+
 /// e^x to within 2 units in the last place of float32, 0 far below and infinity far above; NaN stays NaN.
 INLINE Vector<float> exponential(Vector<float> x) {
   typedef int32_t Whole __attribute__((vector_size(vector_bytes)));
@@ -58,13 +69,7 @@ INLINE Vector<float> exponential(Vector<float> x) {
   auto n = shifted - magic;
   auto r = bounded - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
-  auto p = splat<float>(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  const auto p = exponential_series(r);
   // 2^n in two halves: n may be 128.
   auto whole = __builtin_convertvector(n, Whole);
   auto half = whole >> 1;
@@ -89,5 +94,26 @@ template <typename T> INLINE Vector<T> logistic(Vector<T> x) { return T(1) / (T(
 INLINE Vector<float> hyperbolic_tangent(Vector<float> x) { return 1.0f - 2.0f / (exponential(x + x) + 1.0f); }
 INLINE Vector<double> hyperbolic_tangent(Vector<double> x) {
   for (int i = 0; i < width<double>; ++i) x[i] = std::tanh(x[i]);
+  return x;
+}
+
+/// erf x as a quotient of polynomials on [-4, 4], beyond which float32 knows 1 only.
+INLINE Vector<float> error_function(Vector<float> x) {
+  x = smaller<float>(larger<float>(x, splat<float>(-4)), splat<float>(4));
+  const auto square = x * x;
+  auto p = square * -2.72614225801306e-10f + 2.77068142495902e-08f;
+  p = p * square - 2.10102402082508e-06f;
+  p = p * square - 5.69250639462346e-05f;
+  p = p * square - 7.34990630326855e-04f;
+  p = p * square - 2.95459980854025e-03f;
+  p = p * square - 1.60960333262415e-02f;
+  auto q = square * -1.45660718464996e-05f - 2.13374055278905e-04f;
+  q = q * square - 1.68282697438203e-03f;
+  q = q * square - 7.37332916720468e-03f;
+  q = q * square - 1.42647390514189e-02f;
+  return x * p / q;
+}
+INLINE Vector<double> error_function(Vector<double> x) {
+  for (int i = 0; i < width<double>; ++i) x[i] = std::erf(x[i]);
   return x;
 }
