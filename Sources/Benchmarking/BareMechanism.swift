@@ -4,73 +4,32 @@ import TorchNN
 
 /// A mechanism between its projections, as a function of the tensors that it takes.
 struct BareMechanism {
-    /// Of the tensors it takes; they are laid out as `[batch, length, heads, width]` where `tokensFirst`.
-    let shapes: [[Int]]
-    /// Whether the mechanism wants a token's heads side by side, as projections leave them.
-    var tokensFirst = false
-    /// What is trained in it.
-    var parameters: [Parameter] = []
-    let run: ([Tensor]) -> Tensor
+    private let layer: any BareAttending
+    /// Of each tensor that it takes.
+    private let shape: [Int]
 
     /// - Throws: `ConfigurationError` for a layer that has no part like that.
-    init(
-        _ layer: any SequenceMixer, named name: String, batch: Int, heads: Int, length: Int, headDim: Int,
-        reference: Bool
-    ) throws {
-        let full = [batch, heads, length, headDim]
-        switch layer {
-        case let layer as any CoreHolding:
-            let core = layer.anyCore
-            shapes = [full, full, full]
-            parameters = core.parameters()
-            run = {
-                reference
-                    ? core.reference($0[0], $0[1], $0[2], paddingMask: nil)
-                    : core($0[0], $0[1], $0[2], paddingMask: nil)
-            }
-        case let layer as AFT:
-            shapes = [full, full, full]  // with AFT-conv, too, whose layer makes keys of one channel a head
-            tokensFirst = true
-            parameters = layer.core.parameters()
-            run = {
-                reference
-                    ? layer.core.reference($0[0], $0[1], $0[2], paddingMask: nil)
-                    : layer.core($0[0], $0[1], $0[2], paddingMask: nil)
-            }
-        case let layer as LinformerAttention:
-            shapes = [full, full, full]
-            parameters = layer.core.parameters()
-            run = {
-                reference
-                    ? layer.core.reference($0[0], $0[1], $0[2], paddingMask: nil)
-                    : layer.core($0[0], $0[1], $0[2], paddingMask: nil)
-            }
-        case let layer as LSHAttention:
-            shapes = [full, full]  // queries are keys
-            run = {
-                reference
-                    ? layer.core.reference($0[0], $0[1], paddingMask: nil) : layer.core($0[0], $0[1], paddingMask: nil)
-            }
-        case let layer as any BareAttending:
-            layer.usesReference = reference
-            shapes = [full, full, full]
-            tokensFirst = true
-            parameters = layer.bareParameters
-            run = { layer.attend($0[0], $0[1], $0[2]) }
-        default:
+    init(_ layer: any SequenceMixer, named name: String, _ shape: BenchmarkShape, reference: Bool) throws {
+        guard let layer = layer as? any BareAttending else {
             throw ConfigurationError("mixer '\(name)' is a whole layer; measure it with 'bench layer'")
         }
+        layer.usesReference = reference
+        self.layer = layer
+        self.shape = [shape.batch, shape.heads, shape.length, shape.headDim]
     }
 
-    /// Random inputs, and the same as the mechanism sees them.
+    /// What is trained in it.
+    var parameters: [Parameter] { layer.bareParameters }
+
+    /// Random inputs: q, k, v, or one for both queries and keys, and v.
     func inputs(using generator: RandomGenerator) -> [Tensor] {
-        shapes.map { shape in
-            Tensor.randomNormal(
-                tokensFirst ? [shape[0], shape[2], shape[1], shape[3]] : shape, using: generator)
-        }
+        let laidOut = layer.takesTokensFirst ? [shape[0], shape[2], shape[1], shape[3]] : shape
+        return (0..<(layer.queriesAreKeys ? 2 : 3)).map { _ in Tensor.randomNormal(laidOut, using: generator) }
     }
 
     func callAsFunction(_ inputs: [Tensor]) -> Tensor {
-        run(tokensFirst ? inputs.map { $0.transposed(1, 2) } : inputs)
+        let heads = layer.takesTokensFirst ? inputs.map { $0.transposed(1, 2) } : inputs
+        return layer.queriesAreKeys
+            ? layer.attend(heads[0], heads[0], heads[1]) : layer.attend(heads[0], heads[1], heads[2])
     }
 }

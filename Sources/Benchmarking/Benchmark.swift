@@ -84,9 +84,7 @@ public enum Benchmark {
         _ mixer: MixerConfiguration, causal: Bool, _ shape: BenchmarkShape, pass: BenchmarkPass, repeats: Int,
         reference: Bool = false
     ) throws -> BenchmarkResult {
-        let bare = try BareMechanism(
-            build(mixer, causal, shape), named: mixer.name, batch: shape.batch, heads: shape.heads,
-            length: shape.length, headDim: shape.headDim, reference: reference)
+        let bare = try BareMechanism(build(mixer, causal, shape), named: mixer.name, shape, reference: reference)
         return measured(
             mixer.name, causal, shape, pass, repeats, inputs: bare.inputs(using: RandomGenerator(seed: 2)),
             parameters: bare.parameters

@@ -135,7 +135,7 @@ public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating, 
         return merged(attend(split(query(x)), split(key(context)), split(value(context)), contextMask))
     }
 
-    private func attend(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ mask: Tensor?) -> Tensor {
+    func attend(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ mask: Tensor?) -> Tensor {
         usesReference ? core.reference(q, k, v, paddingMask: mask) : core(q, k, v, paddingMask: mask)
     }
 

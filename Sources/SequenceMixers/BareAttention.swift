@@ -1,7 +1,10 @@
 import Torch
 import TorchNN
 
-/// A layer whose mechanism can be run alone, between its projections, though it is no ``AttentionCore``: for measurements.
+/// A layer whose mechanism can be run alone, between its projections: for measurements.
+///
+/// ``Attention`` says it for every ``AttentionCore``; a layer of its own kind says it here or in its own file, and can be
+/// measured so from then on.
 package protocol BareAttending: ReferenceEvaluating {
     /// From projected q, k, v `[batch, heads, length, headDim]` to what the output projection gets, in the same shape,
     /// and in the form that ``ReferenceEvaluating/usesReference`` says.
@@ -9,6 +12,53 @@ package protocol BareAttending: ReferenceEvaluating {
 
     /// What is trained in it.
     var bareParameters: [Parameter] { get }
+
+    /// Whether one projection gives both queries and keys.
+    var queriesAreKeys: Bool { get }
+
+    /// Whether it wants a token's heads side by side in memory, as projections leave them, and not a head's tokens.
+    var takesTokensFirst: Bool { get }
+}
+
+extension BareAttending {
+    package var queriesAreKeys: Bool { false }
+    package var takesTokensFirst: Bool { true }
+}
+
+extension Attention: BareAttending {
+    package func attend(_ q: Tensor, _ k: Tensor, _ v: Tensor) -> Tensor { attend(q, k, v, nil) }
+
+    package var bareParameters: [Parameter] { core.parameters() }
+    package var takesTokensFirst: Bool { false }
+}
+
+extension AFT: BareAttending {
+    /// AFT-conv, too, with keys of as many channels as the values have, whose layer makes them of one a head.
+    package func attend(_ q: Tensor, _ k: Tensor, _ v: Tensor) -> Tensor {
+        usesReference ? core.reference(q, k, v, paddingMask: nil) : core(q, k, v, paddingMask: nil)
+    }
+
+    package var bareParameters: [Parameter] { core.parameters() }
+}
+
+extension LinformerAttention: BareAttending {
+    /// With compressed keys and values, also where the layer compresses its input instead.
+    package func attend(_ q: Tensor, _ k: Tensor, _ v: Tensor) -> Tensor {
+        usesReference ? core.reference(q, k, v, paddingMask: nil) : core(q, k, v, paddingMask: nil)
+    }
+
+    package var bareParameters: [Parameter] { core.parameters() }
+    package var takesTokensFirst: Bool { false }
+}
+
+extension LSHAttention: BareAttending {
+    package func attend(_ queryKey: Tensor, _: Tensor, _ v: Tensor) -> Tensor {
+        usesReference ? core.reference(queryKey, v, paddingMask: nil) : core(queryKey, v, paddingMask: nil)
+    }
+
+    package var bareParameters: [Parameter] { core.parameters() }
+    package var queriesAreKeys: Bool { true }
+    package var takesTokensFirst: Bool { false }
 }
 
 extension NormAttention: BareAttending {
