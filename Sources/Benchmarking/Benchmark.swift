@@ -31,31 +31,27 @@ public struct BenchmarkShape: Codable, Sendable {
     var modelDim: Int { heads * headDim }
 }
 
-/// Measures mechanisms, layers and language models on random inputs, float32.
-public enum Benchmark {
+/// Makes the measurements that tasks describe: mechanisms, layers and language models on random inputs, float32.
+enum Benchmark {
     /// One mixer layer with its projections, on x `[batch, length, heads · headDim]`.
-    public static func layer(
-        _ mixer: MixerConfiguration, causal: Bool, _ shape: BenchmarkShape, pass: BenchmarkPass, repeats: Int,
-        reference: Bool = false
-    ) throws -> BenchmarkResult {
-        let layer = try build(mixer, causal, shape)
-        if reference { try useReference(layer) }
-        let x = Tensor.randomNormal([shape.batch, shape.length, shape.modelDim], using: RandomGenerator(seed: 2))
-        return measured(mixer.name, causal, shape, pass, repeats, inputs: [x], parameters: layer.parameters()) {
-            layer($0[0])
+    static func layer(_ mixer: MixerConfiguration, _ task: BenchmarkTask) throws -> BenchmarkResult {
+        let layer = try build(mixer, task)
+        if task.reference {
+            guard let layer = layer as? any ReferenceEvaluating else {
+                throw ConfigurationError("\(type(of: layer)) has no reference form to measure")
+            }
+            layer.usesReference = true
         }
+        return measured(mixer.name, task, inputs: [tokens(task.shape)], parameters: layer.parameters()) { layer($0[0]) }
     }
 
     /// The layer in a block of a model: norms, sums and a feed-forward layer of four times the width around it. The Fourier
     /// Transformer's block is as short as its filter makes the sequence.
-    public static func block(
-        _ mixer: MixerConfiguration, causal: Bool, _ shape: BenchmarkShape, pass: BenchmarkPass, repeats: Int,
-        reference: Bool = false
-    ) throws -> BenchmarkResult {
+    static func block(_ mixer: MixerConfiguration, _ task: BenchmarkTask) throws -> BenchmarkResult {
         var configuration = ModelConfiguration(mixer: mixer)
         configuration.layers = 1
-        configuration.modelDim = shape.modelDim
-        configuration.heads = shape.heads
+        configuration.modelDim = task.shape.modelDim
+        configuration.heads = task.shape.heads
         configuration.position = .none
         configuration.finalNorm = false
         let generator = RandomGenerator(seed: 1)
@@ -67,58 +63,50 @@ public enum Benchmark {
             (stack, body) = (encoder, { encoder($0).output })
         } else {
             let encoder = try SequenceEncoder(
-                configuration, isCausal: causal, maximumLength: shape.length, using: generator)
+                configuration, isCausal: task.causal, maximumLength: task.shape.length, using: generator)
             (stack, body) = (encoder, { encoder($0) })
         }
-        if reference { try useReference(in: stack) }
-        let x = Tensor.randomNormal([shape.batch, shape.length, shape.modelDim], using: RandomGenerator(seed: 2))
-        return measured(mixer.name, causal, shape, pass, repeats, inputs: [x], parameters: stack.parameters()) {
-            body($0[0])
-        }
+        if task.reference { try useReference(in: stack) }
+        return measured(mixer.name, task, inputs: [tokens(task.shape)], parameters: stack.parameters()) { body($0[0]) }
     }
 
     /// The mechanism alone, between its projections, on q, k, v `[batch, heads, length, headDim]`.
     ///
     /// - Throws: `ConfigurationError` when it cannot be built so, or is nothing without the rest of its layer.
-    public static func attention(
-        _ mixer: MixerConfiguration, causal: Bool, _ shape: BenchmarkShape, pass: BenchmarkPass, repeats: Int,
-        reference: Bool = false
-    ) throws -> BenchmarkResult {
-        let bare = try BareMechanism(build(mixer, causal, shape), named: mixer.name, shape, reference: reference)
+    static func attention(_ mixer: MixerConfiguration, _ task: BenchmarkTask) throws -> BenchmarkResult {
+        let bare = try BareMechanism(build(mixer, task), named: mixer.name, task.shape, reference: task.reference)
         return measured(
-            mixer.name, causal, shape, pass, repeats, inputs: bare.inputs(using: RandomGenerator(seed: 2)),
-            parameters: bare.parameters
+            mixer.name, task, inputs: bare.inputs(using: RandomGenerator(seed: 2)), parameters: bare.parameters
         ) { bare($0) }
     }
 
     /// A training step of a byte language model: forward, backward, AdamW.
-    public static func languageModel(
-        _ mixer: MixerConfiguration, _ shape: BenchmarkShape, repeats: Int, reference: Bool = false
-    ) throws -> BenchmarkResult {
+    static func languageModel(_ mixer: MixerConfiguration, _ task: BenchmarkTask) throws -> BenchmarkResult {
+        let shape = task.shape
         let generator = RandomGenerator(seed: 1)
         let model = try languageModel(mixer, shape, maximumLength: shape.length, generator)
-        if reference { try useReference(in: model) }
+        if task.reference { try useReference(in: model) }
         let optimizer = AdamW(model.namedParameters(), learningRate: 3e-4)
         let ids = Tensor.random(in: 0..<256, [shape.batch, shape.length + 1], using: generator)
         let (inputs, targets) = (ids[.all, 0..<shape.length].contiguous(), ids[.all, 1...].flattened())
-        let watch = Stopwatch(repeats: repeats) {
+        let watch = Stopwatch(repeats: task.repeats) {
             optimizer.zeroGradients()
             crossEntropy(model(inputs).flattened(0, 1), targets).backward()
             optimizer.step()
         }
-        return report(
-            mixer.name, true, shape, "train-step", watch,
-            tokensPerSecond: Double(shape.batch * shape.length) / watch.median * 1e3)
+        var result = BenchmarkResult(of: task, mixer.name, pass: "train-step", watch)
+        result.causal = true
+        result.tokensPerSecond = Double(shape.batch * shape.length) / watch.median * 1e3
+        return result
     }
 
-    /// Tokens of one sequence, made one by one after a context of `shape.length` random tokens.
-    public static func generation(_ mixer: MixerConfiguration, _ shape: BenchmarkShape, tokens: Int) throws
-        -> BenchmarkResult
-    {
+    /// `task.repeats` tokens of one sequence, made one by one after a context of `shape.length` random tokens.
+    static func generation(_ mixer: MixerConfiguration, _ task: BenchmarkTask) throws -> BenchmarkResult {
+        let (context, tokens) = (task.shape.length, task.repeats)
         let generator = RandomGenerator(seed: 1)
-        let model = try languageModel(mixer, shape, maximumLength: shape.length + tokens + 8, generator)
+        let model = try languageModel(mixer, task.shape, maximumLength: context + tokens + 8, generator)
         model.evaluate()
-        let prompt: [Int64] = Tensor.random(in: 0..<256, [shape.length], using: generator).scalars()
+        let prompt: [Int64] = Tensor.random(in: 0..<256, [context], using: generator).scalars()
         let sampler = try TokenSampler(SamplingOptions(temperature: 0), using: generator)
         func start() throws -> TokenGenerator {
             try TokenGenerator(model, prompt: prompt.map(Int.init), sampler: sampler)
@@ -127,55 +115,56 @@ public enum Benchmark {
         for _ in 0..<2 { _ = stream.next() }
         let prefill = try Stopwatch.milliseconds { stream = try start() }
         let watch = Stopwatch(repeats: tokens, warmUp: 1) { _ = stream.next() }  // the first token costs no step
-        var result = report(mixer.name, true, shape, "generate", watch, tokensPerSecond: 1e3 / watch.mean)
+        var result = BenchmarkResult(of: task, mixer.name, pass: "generate", watch)
+        result.causal = true
+        result.tokensPerSecond = 1e3 / watch.mean
         result.prefillMilliseconds = prefill
         return result
     }
 
-    /// The product of two square float32 matrices: what the machine can do at best.
-    public static func product(size: Int, repeats: Int) -> BenchmarkResult {
-        let shape = BenchmarkShape(batch: 1, heads: 1, length: size, headDim: size)
+    /// The product of two square float32 matrices of `shape.length` rows: what the machine can do at best.
+    static func product(_ task: BenchmarkTask) -> BenchmarkResult {
         let generator = RandomGenerator(seed: 1)
-        let (a, b) = (
-            Tensor.randomNormal([size, size], using: generator), Tensor.randomNormal([size, size], using: generator)
-        )
-        return report("sgemm", false, shape, "forward", Stopwatch(repeats: repeats) { _ = matmul(a, b) })
+        let size = [task.shape.length, task.shape.length]
+        let (a, b) = (Tensor.randomNormal(size, using: generator), Tensor.randomNormal(size, using: generator))
+        return BenchmarkResult(
+            of: task, "sgemm", pass: "forward", Stopwatch(repeats: task.repeats) { _ = matmul(a, b) })
     }
 
-    /// The sum of two float32 tensors of `megabytes` · 10⁶ bytes each, into new memory.
-    public static func addition(megabytes: Int, repeats: Int) -> BenchmarkResult {
-        let shape = BenchmarkShape(batch: 1, heads: 1, length: megabytes * 250_000, headDim: 1)
-        let x = Tensor.ones([shape.length])
-        return report("addition", false, shape, "forward", Stopwatch(repeats: repeats) { _ = x + x })
+    /// The sum of two float32 tensors of `shape.length` numbers each, into new memory.
+    static func addition(_ task: BenchmarkTask) -> BenchmarkResult {
+        let x = Tensor.ones([task.shape.length])
+        return BenchmarkResult(of: task, "addition", pass: "forward", Stopwatch(repeats: task.repeats) { _ = x + x })
     }
 
     private static func measured(
-        _ name: String, _ causal: Bool, _ shape: BenchmarkShape, _ pass: BenchmarkPass, _ repeats: Int,
-        inputs: [Tensor],
-        parameters: [Parameter], _ body: ([Tensor]) -> Tensor
+        _ name: String, _ task: BenchmarkTask, inputs: [Tensor], parameters: [Parameter], _ body: ([Tensor]) -> Tensor
     ) -> BenchmarkResult {
         let watch: Stopwatch
-        switch pass {
+        switch task.pass {
         case .forward:
-            watch = Stopwatch(repeats: repeats) { withNoGrad { _ = body(inputs) } }
+            watch = Stopwatch(repeats: task.repeats) { withNoGrad { _ = body(inputs) } }
         case .forwardBackward:
             let leaves = inputs.map { $0.requiringGrad() }
             let cotangent = withNoGrad { Tensor.randomNormal(body(inputs).shape, using: RandomGenerator(seed: 4)) }
             let wanted = leaves + parameters.map(\.value)
-            watch = Stopwatch(repeats: repeats) {
+            watch = Stopwatch(repeats: task.repeats) {
                 _ = gradients(of: [body(leaves)], weightedBy: [cotangent], withRespectTo: wanted)
             }
         }
-        return report(name, causal, shape, pass.rawValue, watch)
+        return BenchmarkResult(of: task, name, pass: task.pass.rawValue, watch)
     }
 
-    private static func build(_ mixer: MixerConfiguration, _ causal: Bool, _ shape: BenchmarkShape) throws
-        -> any SequenceMixer
-    {
+    /// What a layer is given, `[batch, length, modelDim]`.
+    private static func tokens(_ shape: BenchmarkShape) -> Tensor {
+        .randomNormal([shape.batch, shape.length, shape.modelDim], using: RandomGenerator(seed: 2))
+    }
+
+    private static func build(_ mixer: MixerConfiguration, _ task: BenchmarkTask) throws -> any SequenceMixer {
         try mixer.build(
             MixerContext(
-                modelDim: shape.modelDim, heads: shape.heads, isCausal: causal, maximumLength: shape.length,
-                generator: RandomGenerator(seed: 1)))
+                modelDim: task.shape.modelDim, heads: task.shape.heads, isCausal: task.causal,
+                maximumLength: task.shape.length, generator: RandomGenerator(seed: 1)))
     }
 
     private static func languageModel(
@@ -188,28 +177,20 @@ public enum Benchmark {
         return try LanguageModel(configuration, vocabulary: 256, maximumLength: maximumLength, using: generator)
     }
 
-    private static func report(
-        _ name: String, _ causal: Bool, _ shape: BenchmarkShape, _ pass: String, _ watch: Stopwatch,
-        tokensPerSecond: Double? = nil
-    ) -> BenchmarkResult {
-        BenchmarkResult(
-            mechanism: name, causal: causal, batch: shape.batch, heads: shape.heads, length: shape.length,
-            headDim: shape.headDim,
-            pass: pass, threads: TorchRuntime.threadCount, medianMilliseconds: watch.median,
-            minimumMilliseconds: watch.minimum,
-            peakResidentMegabytes: watch.peakMegabytes, tokensPerSecond: tokensPerSecond)
-    }
-
     private static func useReference(in model: Module) throws {
         let layers = model.namedModules().compactMap { $0.module as? any ReferenceEvaluating }
         guard !layers.isEmpty else { throw ConfigurationError("it has no reference form to measure") }
         for layer in layers { layer.usesReference = true }
     }
+}
 
-    private static func useReference(_ layer: any SequenceMixer) throws {
-        guard let layer = layer as? any ReferenceEvaluating else {
-            throw ConfigurationError("\(type(of: layer)) has no reference form to measure")
-        }
-        layer.usesReference = true
+extension BenchmarkResult {
+    /// What the watch says of the task's work.
+    fileprivate init(of task: BenchmarkTask, _ mechanism: String, pass: String, _ watch: Stopwatch) {
+        self.init(
+            mechanism: mechanism, causal: task.causal, batch: task.shape.batch, heads: task.shape.heads,
+            length: task.shape.length, headDim: task.shape.headDim, pass: pass, threads: TorchRuntime.threadCount,
+            medianMilliseconds: watch.median, minimumMilliseconds: watch.minimum,
+            peakResidentMegabytes: watch.peakMegabytes)
     }
 }

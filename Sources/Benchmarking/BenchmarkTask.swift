@@ -31,13 +31,13 @@ public struct BenchmarkTask: Codable, Sendable {
     public var pass: BenchmarkPass
     public var repeats: Int
     /// Whether the reference form takes the place of the fast one.
-    public var reference = false
+    public var reference: Bool
     /// As many as LibTorch takes where nil.
     public var threads: Int?
 
     public init(
         _ work: Work, _ mixer: MixerConfiguration? = nil, causal: Bool = false, _ shape: BenchmarkShape,
-        pass: BenchmarkPass = .forward, repeats: Int, threads: Int? = nil
+        pass: BenchmarkPass = .forward, repeats: Int, reference: Bool = false, threads: Int? = nil
     ) {
         self.work = work
         self.mixer = mixer
@@ -45,6 +45,7 @@ public struct BenchmarkTask: Codable, Sendable {
         self.shape = shape
         self.pass = pass
         self.repeats = repeats
+        self.reference = reference
         self.threads = threads
     }
 
@@ -66,23 +67,17 @@ public struct BenchmarkTask: Codable, Sendable {
         return result
     }
 
-    private func result() throws -> BenchmarkResult {
-        guard let mixer else {
-            return work == .product
-                ? Benchmark.product(size: shape.length, repeats: repeats)
-                : Benchmark.addition(megabytes: shape.length / 250_000, repeats: repeats)
-        }
+    /// Measures in this process as it is.
+    ///
+    /// - Throws: `ConfigurationError` for a mechanism that cannot be built so, or measured so.
+    public func result() throws -> BenchmarkResult {
+        guard let mixer else { return work == .product ? Benchmark.product(self) : Benchmark.addition(self) }
         switch work {
-        case .attention:
-            return try Benchmark.attention(
-                mixer, causal: causal, shape, pass: pass, repeats: repeats, reference: reference)
-        case .block:
-            return try Benchmark.block(mixer, causal: causal, shape, pass: pass, repeats: repeats, reference: reference)
-        case .languageModel: return try Benchmark.languageModel(mixer, shape, repeats: repeats, reference: reference)
-        case .generation: return try Benchmark.generation(mixer, shape, tokens: repeats)
-        default:
-            return try Benchmark.layer(
-                mixer, causal: causal, shape, pass: pass, repeats: repeats, reference: reference)
+        case .attention: return try Benchmark.attention(mixer, self)
+        case .block: return try Benchmark.block(mixer, self)
+        case .languageModel: return try Benchmark.languageModel(mixer, self)
+        case .generation: return try Benchmark.generation(mixer, self)
+        default: return try Benchmark.layer(mixer, self)
         }
     }
 }

@@ -34,7 +34,7 @@ import TorchNN
         let entry = try MixerCatalogue.entry(named: name)
         guard causal ? entry.causal : entry.bidirectional else {
             #expect(throws: ConfigurationError.self) {
-                try Benchmark.layer(mixer, causal: causal, Self.shape, pass: .forward, repeats: 1)
+                try BenchmarkTask(.layer, mixer, causal: causal, Self.shape, repeats: 1).result()
             }
             return
         }
@@ -42,20 +42,16 @@ import TorchNN
             name)
         for pass in BenchmarkPass.allCases {
             for reference in [false, true] {
-                var results = [
-                    try Benchmark.layer(
-                        mixer, causal: causal, Self.shape, pass: pass, repeats: 2, reference: reference),
-                    try Benchmark.block(
-                        mixer, causal: causal, Self.shape, pass: pass, repeats: 1, reference: reference),
-                ]
-                let attention = {
-                    try Benchmark.attention(
-                        mixer, causal: causal, Self.shape, pass: pass, repeats: 3, reference: reference)
+                func result(_ work: BenchmarkTask.Work, repeats: Int) throws -> BenchmarkResult {
+                    try BenchmarkTask(
+                        work, mixer, causal: causal, Self.shape, pass: pass, repeats: repeats, reference: reference
+                    ).result()
                 }
+                var results = [try result(.layer, repeats: 2), try result(.block, repeats: 1)]
                 if isBareable {
-                    results.append(try attention())
+                    results.append(try result(.attention, repeats: 3))
                 } else {
-                    #expect(throws: ConfigurationError.self) { try attention() }
+                    #expect(throws: ConfigurationError.self) { try result(.attention, repeats: 3) }
                 }
                 for result in results {
                     #expect(result.mechanism == name && result.causal == causal && result.pass == pass.rawValue)
@@ -70,24 +66,24 @@ import TorchNN
 
     @Test(arguments: MixerCatalogue.entries.filter(\.causal).map(\.name)) func tinyModels(_ name: String) throws {
         let mixer = try MixerConfiguration(name)
-        let training = try Benchmark.languageModel(mixer, Self.shape, repeats: 2)
+        let training = try BenchmarkTask(.languageModel, mixer, Self.shape, repeats: 2).result()
         #expect(training.pass == "train-step")
         let rate = try #require(training.tokensPerSecond)
         #expect((rate * training.medianMilliseconds / (2 * 16 * 1e3) - 1).magnitude < 1e-9)
+        let generating = BenchmarkTask(.generation, mixer, Self.shape, repeats: 3)
         guard (try Self.layer(name, causal: true) as? any StreamingMixer)?.canStream == true else {
-            #expect(throws: (any Error).self) { try Benchmark.generation(mixer, Self.shape, tokens: 3) }
+            #expect(throws: (any Error).self) { try generating.result() }
             return
         }
-        let generation = try Benchmark.generation(mixer, Self.shape, tokens: 3)
+        let generation = try generating.result()
         #expect(generation.pass == "generate")
         #expect(try #require(generation.tokensPerSecond) > 0)
     }
 
     /// A measurement crosses to another process as JSON.
     @Test(arguments: MixerCatalogue.entries.map(\.name)) func tasksAreWrittenAndRead(_ name: String) throws {
-        var task = BenchmarkTask(
-            .attention, try MixerConfiguration(name), causal: true, Self.shape, repeats: 3, threads: 2)
-        task.reference = true
+        let task = BenchmarkTask(
+            .attention, try MixerConfiguration(name), causal: true, Self.shape, repeats: 3, reference: true, threads: 2)
         let encoder = JSONEncoder()
         encoder.outputFormatting = .sortedKeys
         let json = try encoder.encode(task)
@@ -104,8 +100,8 @@ import TorchNN
     }
 
     @Test func resultsHaveTheirKeys() throws {
-        let result = try Benchmark.attention(
-            MixerConfiguration("linear"), causal: true, Self.shape, pass: .forward, repeats: 1)
+        let task = BenchmarkTask(.attention, try MixerConfiguration("linear"), causal: true, Self.shape, repeats: 1)
+        let result = try task.result()
         let object = try JSONSerialization.jsonObject(with: JSONEncoder().encode(result)) as? [String: Any]
         let keys: Set = [
             "mechanism", "causal", "batch", "heads", "length", "head_dim", "pass", "threads", "median_ms", "min_ms",
