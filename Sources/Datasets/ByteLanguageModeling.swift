@@ -18,7 +18,7 @@ public struct ByteLanguageModeling: TokenDataset {
     }
 
     public func trainingBatches(batchSize: Int, seed: UInt64) throws(DatasetError) -> any BatchSource<TokenBatch> {
-        try ByteWindowBatches(
+        try ShuffledBatches(
             corpus[.train], name: "train split of \(corpus.name)", length: length, batchSize: batchSize, seed: seed)
     }
 
@@ -40,64 +40,30 @@ public struct ByteLanguageModeling: TokenDataset {
     }
 }
 
-/// Training windows of a text in random order. Each epoch cuts the text anew, from a random offset, into windows
-/// that share no target, and shuffles them; the few that do not fill a batch wait for another epoch.
-///
-/// A batch takes O(batch · length) time; a new epoch O(windows).
-public struct ByteWindowBatches: BatchSource {
-    public private(set) var position: BatchPosition
-    public var batchesPerEpoch: Int? { windows / batchSize }
-
-    private let bytes: Data
-    private let length: Int
-    private let batchSize: Int
-    /// Windows in each epoch.
-    private let windows: Int
-    private var starts: [Int]
-
+extension ShuffledBatches<TokenBatch> {
+    /// Windows of a text in random order. Each epoch cuts the text anew, from a random offset, into windows that share no
+    /// target. A batch takes O(batch · length) time; a new epoch O(windows).
+    ///
     /// - Parameters:
     ///   - bytes: the text.
     ///   - name: what the text is called in an error.
     /// - Throws: ``DatasetError/tooShort(what:bytes:needed:)`` below `batchSize * length + 1` bytes.
     public init(_ bytes: Data, name: String, length: Int, batchSize: Int, seed: UInt64) throws(DatasetError) {
         try DatasetError.check(length > 0, "length", length, expected: "a positive number of bytes")
-        try DatasetError.check(batchSize > 0, "batch size", batchSize, expected: "a positive number of windows")
         let (product, overflow) = batchSize.multipliedReportingOverflow(by: length)
         let needed = overflow ? Int.max : product + 1
         guard bytes.count >= needed else {
             throw .tooShort(what: name, bytes: bytes.count, needed: needed)
         }
-        self.bytes = bytes
-        self.length = length
-        self.batchSize = batchSize
         // One window fewer than fits, where there are enough: room for every offset.
-        windows = max(batchSize, (bytes.count - 1) / length - 1)
-        position = BatchPosition(seed: seed)
-        starts = []
-        starts = makeStarts()
-    }
-
-    public mutating func next() -> TokenBatch {
-        let rows = position.index * batchSize..<(position.index + 1) * batchSize
-        let batch = bytes.windows(at: Array(starts[rows]), length: length)
-        let epoch = position.epoch
-        position.advance(batchesPerEpoch: batchesPerEpoch)
-        if position.epoch != epoch {
-            starts = makeStarts()
-        }
-        return batch
-    }
-
-    public mutating func resume(at position: BatchPosition) throws(DatasetError) {
-        try position.check(batchesPerEpoch: batchesPerEpoch)
-        self.position = position
-        starts = makeStarts()
-    }
-
-    private func makeStarts() -> [Int] {
-        var generator = position.epochGenerator
-        let offset = generator.next(below: bytes.count - windows * length)
-        return generator.permutation(of: windows).map { offset + $0 * length }
+        let windows = max(batchSize, (bytes.count - 1) / length - 1)
+        try self.init(
+            windows, name: name, unit: "windows", batchSize: batchSize, seed: seed,
+            makeOrder: { generator in
+                let offset = generator.next(below: bytes.count - windows * length)
+                return generator.permutation(of: windows).map { offset + $0 * length }
+            },
+            makeBatch: { bytes.windows(at: Array($0), length: length) })
     }
 }
 

@@ -42,7 +42,7 @@ public struct ClassificationDataset: TokenDataset {
     }
 
     public func trainingBatches(batchSize: Int, seed: UInt64) throws(DatasetError) -> any BatchSource<TokenBatch> {
-        try ClassificationBatches(
+        try ShuffledBatches(
             self[.train], name: "train split of \(name)", batchSize: batchSize, maximumLength: maximumLength,
             grouping: grouping, seed: seed)
     }
@@ -67,62 +67,33 @@ public struct ClassificationDataset: TokenDataset {
     }
 }
 
-/// Training batches of labeled sequences, shuffled anew in each epoch; the few sequences that do not fill a batch
-/// wait for another epoch. A batch takes O(tokens) time; a new epoch O(n log n).
-public struct ClassificationBatches: BatchSource {
-    public private(set) var position: BatchPosition
-    public var batchesPerEpoch: Int? { sequences.count / batchSize }
-
-    private let sequences: LabeledSequences
-    private let batchSize: Int
-    private let maximumLength: Int
-    private let grouping: BatchGrouping
-    private var order: [Int]
-
+extension ShuffledBatches<TokenBatch> {
+    /// Batches of labeled sequences. A batch takes O(tokens) time; a new epoch O(n log n) where lengths are grouped.
+    ///
     /// - Parameter name: what the data is called in an error.
     /// - Throws: ``DatasetError`` when there are fewer than `batchSize` sequences, or a size is not positive.
     public init(
         _ sequences: LabeledSequences, name: String, batchSize: Int, maximumLength: Int,
         grouping: BatchGrouping = .random, seed: UInt64
     ) throws(DatasetError) {
-        try DatasetError.check(batchSize > 0, "batch size", batchSize, expected: "a positive number of sequences")
         try DatasetError.check(maximumLength > 0, "maximum length", maximumLength, expected: "a positive number")
         if case .similarLengths(let pool) = grouping {
             try DatasetError.check(pool > 0, "pool", pool, expected: "a positive number of batches")
         }
-        guard sequences.count >= batchSize else {
-            throw .tooFewExamples(what: name, examples: sequences.count, needed: batchSize)
-        }
-        self.sequences = sequences
-        self.batchSize = batchSize
-        self.maximumLength = maximumLength
-        self.grouping = grouping
-        position = BatchPosition(seed: seed)
-        order = []
-        order = makeOrder()
+        try self.init(
+            sequences.count, name: name, unit: "sequences", batchSize: batchSize, seed: seed,
+            makeOrder: { grouping.order(of: sequences, batchSize: batchSize, using: &$0) },
+            makeBatch: { sequences.batch(of: $0, maximumLength: maximumLength) })
     }
+}
 
-    public mutating func next() -> TokenBatch {
-        let rows = position.index * batchSize..<(position.index + 1) * batchSize
-        let batch = sequences.batch(of: order[rows], maximumLength: maximumLength)
-        let epoch = position.epoch
-        position.advance(batchesPerEpoch: batchesPerEpoch)
-        if position.epoch != epoch {
-            order = makeOrder()
-        }
-        return batch
-    }
-
-    public mutating func resume(at position: BatchPosition) throws(DatasetError) {
-        try position.check(batchesPerEpoch: batchesPerEpoch)
-        self.position = position
-        order = makeOrder()
-    }
-
-    private func makeOrder() -> [Int] {
-        var generator = position.epochGenerator
+extension BatchGrouping {
+    /// The sequences of an epoch, each batch a run of `batchSize`.
+    fileprivate func order(
+        of sequences: LabeledSequences, batchSize: Int, using generator: inout SeededGenerator
+    ) -> [Int] {
         let shuffled = generator.permutation(of: sequences.count)
-        guard case .similarLengths(let pool) = grouping else { return shuffled }
+        guard case .similarLengths(let pool) = self else { return shuffled }
 
         let batches = sequences.count / batchSize
         var grouped: [[Int]] = []

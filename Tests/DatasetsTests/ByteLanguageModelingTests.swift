@@ -46,7 +46,7 @@ import Testing
         let bytes = Self.text(count, seed: seed)
         let places = Dictionary(
             uniqueKeysWithValues: (0..<count - length).map { (bytes[$0...$0 + length].map { Int32($0) }, $0) })
-        var source = try ByteWindowBatches(bytes, name: "text", length: length, batchSize: batchSize, seed: seed)
+        var source = try ShuffledBatches(bytes, name: "text", length: length, batchSize: batchSize, seed: seed)
         let batches = try #require(source.batchesPerEpoch)
         var orders: [[Int]] = []
         for _ in 0..<2 {
@@ -73,7 +73,7 @@ import Testing
 
     @Test func offsetsReachEveryByte() throws {
         let bytes = Data(0..<50)
-        var source = try ByteWindowBatches(bytes, name: "text", length: 8, batchSize: 2, seed: 3)
+        var source = try ShuffledBatches(bytes, name: "text", length: 8, batchSize: 2, seed: 3)
         var seen = Set<Int32>()
         for _ in 0..<400 { seen.formUnion(source.next().targets) }
         #expect(seen == Set(bytes.dropFirst().map { Int32($0) }))
@@ -99,7 +99,7 @@ import Testing
     }
 
     @Test func positionsBeyondTheDataAreErrors() throws {
-        var source = try ByteWindowBatches(Data(count: 100), name: "text", length: 8, batchSize: 2, seed: 0)
+        var source = try ShuffledBatches(Data(count: 100), name: "text", length: 8, batchSize: 2, seed: 0)
         let batches = try #require(source.batchesPerEpoch)
         for position in [
             BatchPosition(seed: 0, epoch: -1), BatchPosition(seed: 0, index: -1),
@@ -113,10 +113,10 @@ import Testing
     @Test func shortTextsSayHowManyBytesTheyNeed() throws {
         let error = DatasetError.tooShort(what: "text", bytes: 32, needed: 33)
         #expect(throws: error) {
-            try ByteWindowBatches(Data(count: 32), name: "text", length: 8, batchSize: 4, seed: 0)
+            try ShuffledBatches(Data(count: 32), name: "text", length: 8, batchSize: 4, seed: 0)
         }
         #expect(error.description == "text: has 32 bytes, needs at least 33")
-        var enough = try ByteWindowBatches(Data(count: 33), name: "text", length: 8, batchSize: 4, seed: 0)
+        var enough = try ShuffledBatches(Data(count: 33), name: "text", length: 8, batchSize: 4, seed: 0)
         #expect(enough.next().inputs.count == 32)
 
         let corpus = try ByteCorpus(Data(count: 20), name: "text")

@@ -42,7 +42,7 @@ import Testing
         let batchSize = 1 + generator.next(below: 7)
         let sequences = Self.sequences(batchSize + generator.next(below: 100), seed: seed)
         let maximumLength = 1 + generator.next(below: 50)
-        var source = try ClassificationBatches(
+        var source = try ShuffledBatches(
             sequences, name: "set", batchSize: batchSize, maximumLength: maximumLength, grouping: grouping, seed: seed)
         let batches = try #require(source.batchesPerEpoch)
         #expect(batches == sequences.count / batchSize)
@@ -98,7 +98,7 @@ import Testing
     @Test func groupingSavesPadding() throws {
         let sequences = Self.sequences(640, seed: 9, longest: 500)
         func tokens(_ grouping: BatchGrouping) throws -> Int {
-            var source = try ClassificationBatches(
+            var source = try ShuffledBatches(
                 sequences, name: "set", batchSize: 16, maximumLength: 500, grouping: grouping, seed: 1)
             return (0..<40).reduce(0) { sum, _ in sum + source.next().inputs.count }
         }
@@ -119,7 +119,7 @@ import Testing
         }
         #expect(throws: DatasetError.self) { try data.trainingBatches(batchSize: 0, seed: 0) }
         #expect(throws: DatasetError.self) {
-            try ClassificationBatches(
+            try ShuffledBatches(
                 data[.train], name: "set", batchSize: 1, maximumLength: 9, grouping: .similarLengths(pool: 0), seed: 0)
         }
     }
