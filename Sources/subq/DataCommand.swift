@@ -34,13 +34,11 @@ struct DataCommand: ParsableCommand {
         var seed = 0
 
         func run() throws {
-            for (name, value, least) in [
+            try DataCommand.check([
                 ("train", train, 1), ("validation", validation, 1), ("test", test, 1), ("length-above", lengthAbove, 0),
                 ("length-below", lengthBelow, lengthAbove + 2), ("maximum-depth", maximumDepth, 2),
                 ("maximum-arguments", maximumArguments, 2), ("seed", seed, 0),
-            ] where value < least {
-                throw UsageError("--\(name) must be at least \(least), not \(value)")
-            }
+            ])
             var configuration = ListOpsConfiguration()
             configuration.maximumDepth = maximumDepth
             configuration.maximumArguments = maximumArguments
@@ -79,10 +77,7 @@ struct DataCommand: ParsableCommand {
         var seed = 0
 
         func run() throws {
-            for (name, value, least) in [("train", train, 1), ("test", test, 1), ("seed", seed, 0)] where value < least
-            {
-                throw UsageError("--\(name) must be at least \(least), not \(value)")
-            }
+            try DataCommand.check([("train", train, 1), ("test", test, 1), ("seed", seed, 0)])
             let task = try CopyTask(length: length, symbols: symbols)
             let folder = try URL(folder: out, "--out")
             try ListOpsFile.makeFolder(folder)
@@ -90,6 +85,12 @@ struct DataCommand: ParsableCommand {
             try task.write(count: train, seed: 2 * UInt64(seed), to: folder.appending(component: "copy_train.txt"))
             try task.write(count: test, seed: 2 * UInt64(seed) + 1, to: folder.appending(component: "copy_test.txt"))
             print("wrote \(train + test) sequences to \(folder.relativePath)")
+        }
+    }
+
+    private static func check(_ options: [(name: String, value: Int, least: Int)]) throws {
+        for (name, value, least) in options where value < least {
+            throw UsageError("--\(name) must be at least \(least), not \(value)")
         }
     }
 }
