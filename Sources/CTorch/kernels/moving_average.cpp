@@ -11,7 +11,7 @@
 // The forward pass keeps the states before each chunk of 64 tokens, hidden / 64 times as many numbers as x has.
 #include "moving_average.hpp"
 
-#define KERNELS "moving_average.kernels.hpp"
+#define KERNELS "moving_average_backward.kernels.hpp"
 #include "for_each_isa.hpp"
 
 using namespace ctorch;
@@ -42,7 +42,8 @@ template <typename T> struct Average {
 };
 
 /// The input of one channel, token by token in a direction's order, with zeros for padding.
-template <typename T> std::vector<T> average_input(const MovingAverageWork<T> &work, int64_t sequence, int64_t direction, int64_t channel) {
+template <typename T>
+std::vector<T> average_input(const MovingAverageWork<T> &work, int64_t sequence, int64_t direction, int64_t channel) {
   std::vector<T> x;
   for (int64_t i = 0; i < work.length; ++i) {
     const int64_t token = work.token(direction, i);
@@ -256,7 +257,8 @@ void check(const Tensor &x, const at::ArrayRef<Tensor> parameters, const Tensor 
               omega.sizes());
   TORCH_CHECK(!mask.defined() || (mask.scalar_type() == at::kBool && mask.sizes() == x.sizes().slice(0, 2)),
               "the moving average needs a mask of booleans [batch, length], not ", mask.sizes());
-  TORCH_CHECK(!initial.defined() || (first.size(0) == channels && initial.sizes() == at::IntArrayRef({x.size(0), channels, first.size(1)})),
+  TORCH_CHECK(!initial.defined() || (first.size(0) == channels &&
+                                     initial.sizes() == at::IntArrayRef({x.size(0), channels, first.size(1)})),
               "the moving average takes an initial state [batch, channels, hidden] in one direction only, not ", initial.sizes());
 }
 
@@ -278,8 +280,8 @@ extern "C" ctorch_tensor ctorch_moving_average(ctorch_tensor x, ctorch_tensor ma
     for (const auto &parameter : raw) keep |= parameter.requires_grad();
     keep &= at::GradMode::is_enabled();
     TORCH_CHECK(!keep || !first.defined(), "the moving average has no gradients after an initial state");
-    AverageConstants constants{real.defined() ? real.contiguous() : real, first.defined() ? first.to(type).contiguous() : first, keep,
-                               omega.defined()};
+    AverageConstants constants{real.defined() ? real.contiguous() : real,
+                               first.defined() ? first.to(type).contiguous() : first, keep, omega.defined()};
     auto result = MovingAverage::apply(wide, raw[0], raw[1], raw[2], raw[3], gate, constants);
     if (final && raw[0].size(0) == tx.size(2)) *final = wrap(result[1].detach());
     return result[0].to(tx.scalar_type());
