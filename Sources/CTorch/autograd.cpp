@@ -86,8 +86,8 @@ void ctorch_backward(ctorch_tensor a, ctorch_tensor grad, bool keep_graph, ctorc
 void ctorch_gradients(const ctorch_tensor *outputs, const ctorch_tensor *grads, size_t output_count, const ctorch_tensor *inputs,
                       size_t input_count, bool keep_graph, bool create_graph, ctorch_tensor *results, ctorch_error *error) {
   guarded(error, [&] {
-    auto found = torch::autograd::grad(list(outputs, output_count), list(inputs, input_count), list(grads, output_count), keep_graph,
-                                       create_graph, /*allow_unused=*/true);
+    auto found = torch::autograd::grad(list(outputs, output_count), list(inputs, input_count), list(grads, output_count),
+                                       keep_graph, create_graph, /*allow_unused=*/true);
     for (size_t i = 0; i < input_count; ++i) results[i] = found[i].defined() ? wrap(found[i]) : nullptr;
   });
 }

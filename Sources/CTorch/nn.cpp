@@ -45,7 +45,8 @@ ctorch_tensor ctorch_log_softmax(ctorch_tensor a, int64_t dim, ctorch_error *err
 }
 ctorch_tensor ctorch_layer_norm(ctorch_tensor x, const int64_t *shape, size_t rank, ctorch_tensor weight, ctorch_tensor bias,
                                 double epsilon, ctorch_error *error) {
-  return guarded_tensor(error, [&] { return at::layer_norm(get(x), dims(shape, rank), optional(weight), optional(bias), epsilon); });
+  return guarded_tensor(
+      error, [&] { return at::layer_norm(get(x), dims(shape, rank), optional(weight), optional(bias), epsilon); });
 }
 ctorch_tensor ctorch_rms_norm(ctorch_tensor x, const int64_t *shape, size_t rank, ctorch_tensor weight, double epsilon,
                               ctorch_error *error) {

@@ -80,9 +80,11 @@ template <typename T> void adaptive_backward(const AdaptiveWork<T> &work, int64_
   auto all = steps(work, head, state.data());
   for (auto step = all.rbegin(); step != all.rend(); ++step) {
     const int64_t i = step->token;
-    const T *q = work.q.head(head) + i * work.q.row, *k = work.k.head(head) + i * work.k.row, *v = work.v.head(head) + i * work.v.row;
+    const T *q = work.q.head(head) + i * work.q.row, *k = work.k.head(head) + i * work.k.row;
+    const T *v = work.v.head(head) + i * work.v.row;
     const T *cotangent = work.cotangent.head(head) + i * work.cotangent.row, *out = work.out.head(head) + i * work.out.row;
-    T *dq = work.dq.head(head) + i * work.dq.row, *dk = work.dk.head(head) + i * work.dk.row, *dv = work.dv.head(head) + i * work.dv.row;
+    T *dq = work.dq.head(head) + i * work.dq.row, *dk = work.dk.head(head) + i * work.dk.row;
+    T *dv = work.dv.head(head) + i * work.dv.row;
     const T norm = work.norm[head * work.length + i];
     T e = 0, of_beta = 0;
     for (int64_t c = 0; c < l.values; ++c) e -= cotangent[c] * out[c] / norm;
@@ -146,8 +148,8 @@ AdaptiveWork<T> work_of(const AdaptiveSettings &settings, const Tensor &q, const
 }
 
 struct AdaptiveFunction : torch::autograd::Function<AdaptiveFunction> {
-  static Tensor forward(torch::autograd::AutogradContext *context, const Tensor &q, const Tensor &k, const Tensor &v, Constants constants,
-                        AdaptiveSettings settings) {
+  static Tensor forward(torch::autograd::AutogradContext *context, const Tensor &q, const Tensor &k, const Tensor &v,
+                        Constants constants, AdaptiveSettings settings) {
     const auto &[mask, state] = constants;
     const bool keep = q.requires_grad() || k.requires_grad() || v.requires_grad();
     const int64_t heads = q.size(0) * q.size(1);
@@ -195,7 +197,8 @@ struct AdaptiveFunction : torch::autograd::Function<AdaptiveFunction> {
 };
 
 /// The state's tensors in rows of one [batch heads, state]; zeros for what is not given.
-Tensor packed(const ctorch_adaptive_state &given, const AdaptiveLayout &layout, int64_t batch, int64_t heads, at::TensorOptions options) {
+Tensor packed(const ctorch_adaptive_state &given, const AdaptiveLayout &layout, int64_t batch, int64_t heads,
+              at::TensorOptions options) {
   auto state = at::zeros({batch * heads, layout.size()}, options);
   auto put = [&](ctorch_tensor part, int64_t place) {
     if (part)
@@ -205,9 +208,13 @@ Tensor packed(const ctorch_adaptive_state &given, const AdaptiveLayout &layout, 
           .copy_(get(part).detach().reshape({batch * heads, layout.features, layout.values}));
   };
   put(given.s, 0), put(given.p, 1), put(given.u, 2);
-  if (given.z) state.narrow(1, 3 * layout.matrix(), layout.features).copy_(get(given.z).detach().reshape({batch * heads, layout.features}));
+  if (given.z)
+    state.narrow(1, 3 * layout.matrix(), layout.features)
+        .copy_(get(given.z).detach().reshape({batch * heads, layout.features}));
   if (given.begun)
-    state.select(1, 3 * layout.matrix() + layout.features).view({batch, heads}).copy_(get(given.begun).detach().reshape({batch, 1}));
+    state.select(1, 3 * layout.matrix() + layout.features)
+        .view({batch, heads})
+        .copy_(get(given.begun).detach().reshape({batch, 1}));
   return state;
 }
 
@@ -225,14 +232,15 @@ ctorch_adaptive_state unpacked(const Tensor &state, const AdaptiveLayout &layout
 
 } // namespace
 
-extern "C" ctorch_tensor ctorch_adaptive_momentum(ctorch_tensor q, ctorch_tensor k, ctorch_tensor v, ctorch_tensor mask, double step_size,
-                                                  double maximum, double epsilon, ctorch_adaptive_state initial,
-                                                  ctorch_adaptive_state *final, ctorch_error *error) {
+extern "C" ctorch_tensor ctorch_adaptive_momentum(ctorch_tensor q, ctorch_tensor k, ctorch_tensor v, ctorch_tensor mask,
+                                                  double step_size, double maximum, double epsilon,
+                                                  ctorch_adaptive_state initial, ctorch_adaptive_state *final,
+                                                  ctorch_error *error) {
   return guarded_tensor(error, [&] {
     const auto &tq = get(q), &tk = get(k), &tv = get(v);
     TORCH_CHECK(tq.dim() == 4 && tv.dim() == 4 && tq.sizes() == tk.sizes() && tk.sizes().slice(0, 3) == tv.sizes().slice(0, 3),
-                "adaptive momentum attention needs φ(q) and φ(k) of one shape [batch, heads, length, features] and v of the same batch, "
-                "heads and length, not ",
+                "adaptive momentum attention needs φ(q) and φ(k) of one shape [batch, heads, length, features] and v of the same "
+                "batch, heads and length, not ",
                 tq.sizes(), ", ", tk.sizes(), ", ", tv.sizes());
     TORCH_CHECK(tq.is_cpu(), "adaptive momentum attention has a kernel on the CPU only");
     // Sums over the sequence leave half precision's range.

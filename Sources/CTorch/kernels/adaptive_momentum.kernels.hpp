@@ -26,7 +26,8 @@ template <typename T> INLINE T squares(int64_t count, const T *x) {
 
 /// One step of a state; y = φq s of it. `squared_p` is |p|², kept up to date.
 template <typename T>
-INLINE AdaptiveMomentum<T> adaptive_advance(const AdaptiveWork<T> &work, const T *q, const T *k, const T *v, T *state, T &squared_p, T *y) {
+INLINE AdaptiveMomentum<T> adaptive_advance(const AdaptiveWork<T> &work, const T *q, const T *k, const T *v, T *state,
+                                            T &squared_p, T *y) {
   const auto &l = work.layout;
   const T change = replace_outer<T>(l, k, v, l.u(state));
   const AdaptiveMomentum<T> momentum(change, squared_p, work.step_size, work.maximum, l.begun(state) != 0);
@@ -82,8 +83,8 @@ template <typename T> struct AdaptiveCotangents {
 /// The backward pass of one step, given p before it, u before it, and the cotangents g of its numerator and e of its
 /// denominator.
 template <typename T>
-INLINE void adaptive_retreat(const AdaptiveLayout &l, const AdaptiveMomentum<T> &momentum, const T *q, const T *k, const T *v, const T *g,
-                             T e, const T *p, const T *u, AdaptiveCotangents<T> &later, T *dk, T *dv) {
+INLINE void adaptive_retreat(const AdaptiveLayout &l, const AdaptiveMomentum<T> &momentum, const T *q, const T *k, const T *v,
+                             const T *g, T e, const T *p, const T *u, AdaptiveCotangents<T> &later, T *dk, T *dv) {
   Vector<T> product{};
   for (int64_t f = 0; f < l.features; ++f)
     for (int64_t c = 0; c < l.row(); c += width<T>) {
@@ -123,7 +124,8 @@ template <typename T> void adaptive_backward(const AdaptiveWork<T> &work, int64_
   Scratch scratch(sizeof(T) * static_cast<size_t>((chunk + 4) * matrix + l.size() + l.features + (chunk + 4) * row) + 2048);
   T *before = scratch.take<T>(chunk * matrix), *state = scratch.take<T>(l.size()), *u = scratch.take<T>(matrix);
   T *v = scratch.take<T>(chunk * row), *g = scratch.take<T>(row), *y = scratch.take<T>(row), *dv = scratch.take<T>(row);
-  AdaptiveCotangents<T> later{scratch.zeros<T>(matrix), scratch.zeros<T>(matrix), scratch.zeros<T>(matrix), scratch.zeros<T>(l.features)};
+  AdaptiveCotangents<T> later{scratch.zeros<T>(matrix), scratch.zeros<T>(matrix), scratch.zeros<T>(matrix),
+                              scratch.zeros<T>(l.features)};
   std::vector<AdaptiveMomentum<T>> momenta;
   std::vector<int64_t> tokens;
   std::vector<T> e;
@@ -169,8 +171,9 @@ template <typename T> void adaptive_backward(const AdaptiveWork<T> &work, int64_
       const T norm = work.norm[head * work.length + i];
       widen<T>(l.values, row, work.cotangent.head(head) + i * work.cotangent.row, g);
       for (int64_t c = 0; c < row; c += width<T>) store<T>(g + c, load<T>(g + c) / norm);
-      adaptive_retreat<T>(l, momenta[place], work.q.head(head) + i * work.q.row, work.k.head(head) + i * work.k.row, v + place * row, g,
-                          e[place], before + place * matrix, previous_u, later, work.dk.head(head) + i * work.dk.row, dv);
+      adaptive_retreat<T>(l, momenta[place], work.q.head(head) + i * work.q.row, work.k.head(head) + i * work.k.row,
+                          v + place * row, g, e[place], before + place * matrix, previous_u, later,
+                          work.dk.head(head) + i * work.dk.row, dv);
       std::memcpy(work.dv.head(head) + i * work.dv.row, dv, sizeof(T) * static_cast<size_t>(l.values));
     }
   }

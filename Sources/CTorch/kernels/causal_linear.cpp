@@ -84,14 +84,16 @@ template <typename T> struct Token {
   }
 };
 
-template <typename T> std::vector<T> mapped(const CausalLinearWork<T> &work, const Rows<const T> &rows, int64_t head, int64_t token) {
+template <typename T>
+std::vector<T> mapped(const CausalLinearWork<T> &work, const Rows<const T> &rows, int64_t head, int64_t token) {
   const bool *real = &rows == &work.k ? work.real(head, token) : nullptr;
   std::vector<T> phi(work.features);
   for (int64_t f = 0; f < work.features; ++f)
     phi[f] = real && !*real ? T(0) : feature(work.map, rows.head(head)[token * rows.row + f]);
   return phi;
 }
-template <typename T> std::vector<T> values(const CausalLinearWork<T> &work, const Rows<const T> &rows, int64_t head, int64_t token) {
+template <typename T>
+std::vector<T> values(const CausalLinearWork<T> &work, const Rows<const T> &rows, int64_t head, int64_t token) {
   const T *row = rows.head(head) + token * rows.row;
   return std::vector<T>(row, row + work.values);
 }
@@ -311,8 +313,9 @@ struct CausalLinear : torch::autograd::Function<CausalLinear> {
     auto saved = context->get_saved_variables();
     auto &q = saved[0], &k = saved[1], &v = saved[2], &mask = saved[3], &out = saved[4], &norm = saved[5], &chunk_state = saved[6];
     auto &data = context->saved_data;
-    LinearSettings settings{static_cast<FeatureMap>(data["map"].toInt()), static_cast<LinearNormalization>(data["normalization"].toInt()),
-                      data["beta"].toDouble(), data["gamma"].toDouble(), data["epsilon"].toDouble()};
+    LinearSettings settings{static_cast<FeatureMap>(data["map"].toInt()),
+                            static_cast<LinearNormalization>(data["normalization"].toInt()), data["beta"].toDouble(),
+                            data["gamma"].toDouble(), data["epsilon"].toDouble()};
     auto cotangent = with_rows(grads[0]);
     auto dq = heads_side_by_side(q), dk = heads_side_by_side(k), dv = heads_side_by_side(v);
     AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "causal linear attention", [&] {
@@ -352,23 +355,25 @@ std::pair<Tensor, Tensor> attend(const Tensor &q, const Tensor &k, const Tensor 
 } // namespace
 
 extern "C" ctorch_tensor ctorch_causal_linear(ctorch_tensor q, ctorch_tensor k, ctorch_tensor v, ctorch_tensor mask,
-                                              ctorch_linear_options options, ctorch_linear_state initial, ctorch_linear_state *final,
-                                              ctorch_error *error) {
+                                              ctorch_linear_options options, ctorch_linear_state initial,
+                                              ctorch_linear_state *final, ctorch_error *error) {
   return guarded_tensor(error, [&] {
     const auto &tq = get(q), &tk = get(k), &tv = get(v);
-    TORCH_CHECK(tq.dim() == 4 && tk.dim() == 4 && tv.dim() == 4, "causal linear attention takes q, k, v of rank 4, not ", tq.sizes(),
-                ", ", tk.sizes(), ", ", tv.sizes());
+    TORCH_CHECK(tq.dim() == 4 && tk.dim() == 4 && tv.dim() == 4, "causal linear attention takes q, k, v of rank 4, not ",
+                tq.sizes(), ", ", tk.sizes(), ", ", tv.sizes());
     TORCH_CHECK(tq.sizes() == tk.sizes() && tk.sizes().slice(0, 3) == tv.sizes().slice(0, 3),
-                "causal linear attention needs φ(q) and φ(k) of one shape and v of the same batch, heads and length, not ", tq.sizes(),
-                ", ", tk.sizes(), ", ", tv.sizes());
+                "causal linear attention needs φ(q) and φ(k) of one shape and v of the same batch, heads and length, not ",
+                tq.sizes(), ", ", tk.sizes(), ", ", tv.sizes());
     TORCH_CHECK(options.momentum >= 0 && options.momentum < 1, "causal linear attention needs 0 <= momentum < 1");
-    LinearSettings settings{static_cast<FeatureMap>(options.feature_map), static_cast<LinearNormalization>(options.normalization),
-                      options.momentum, options.step_size, options.epsilon};
+    LinearSettings settings{static_cast<FeatureMap>(options.feature_map),
+                            static_cast<LinearNormalization>(options.normalization), options.momentum, options.step_size,
+                            options.epsilon};
     const int64_t batch = tq.size(0), heads = tq.size(1), features = tq.size(3), values = tv.size(3);
     // Sums over the sequence leave half precision's range.
     auto type = at::promote_types(at::promote_types(tq.scalar_type(), tv.scalar_type()), at::kFloat);
     auto part = [&](ctorch_tensor given, int64_t size) {
-      return given ? get(given).to(type).reshape({batch * heads, size}) : at::zeros({batch * heads, size}, tq.options().dtype(type));
+      return given ? get(given).to(type).reshape({batch * heads, size})
+                   : at::zeros({batch * heads, size}, tq.options().dtype(type));
     };
     std::vector<Tensor> parts{part(initial.s, features * values)};
     if (settings.momentum()) parts.push_back(part(initial.p, features * values));

@@ -83,7 +83,9 @@ template <typename T> struct CausalLinearWork {
   StateAt<T> at(T *state) const {
     return {state, momentum ? state + matrix() : nullptr, state + (momentum ? 2 : 1) * matrix()};
   }
-  StateAt<T> segment(int64_t head, int64_t index) const { return at(segment_state + (head * (segments + 1) + index) * state_size()); }
+  StateAt<T> segment(int64_t head, int64_t index) const {
+    return at(segment_state + (head * (segments + 1) + index) * state_size());
+  }
   StateAt<T> chunk(int64_t head, int64_t index) const { return at(chunk_state + (head * chunks() + index) * state_size()); }
   StateAt<T> end_of(int64_t head, int64_t index) const {
     return index + 1 < segments || !final_state ? StateAt<T>{} : at(final_state + head * state_size());

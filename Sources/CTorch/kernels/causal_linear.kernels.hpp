@@ -20,8 +20,8 @@ void pack(FeatureMap map, int64_t rows, int64_t columns, const T *from, int64_t 
 
 /// Writes rows of the cotangent of x, from that of φ(x).
 template <typename T>
-void unpack(FeatureMap map, int64_t rows, int64_t columns, const T *x, int64_t x_row, const T *phi, const T *cotangent, int64_t packed_row,
-            const bool *real, T *to, int64_t to_row) {
+void unpack(FeatureMap map, int64_t rows, int64_t columns, const T *x, int64_t x_row, const T *phi, const T *cotangent,
+            int64_t packed_row, const bool *real, T *to, int64_t to_row) {
   const int64_t whole = columns / width<T> * width<T>;
   for (int64_t r = 0; r < rows; ++r, x += x_row, phi += packed_row, cotangent += packed_row, to += to_row) {
     if (real && !real[r]) {
@@ -77,7 +77,8 @@ template <typename T> struct LinearState {
 
   void scale_rows(int64_t n, const T *from, const T *by, T scale, T *to) const {
     for (int64_t r = 0; r < n; ++r)
-      for (int64_t j = 0; j < values; j += width<T>) store<T>(to + r * values + j, load<T>(from + r * values + j) * (by[r] * scale));
+      for (int64_t j = 0; j < values; j += width<T>)
+        store<T>(to + r * values + j, load<T>(from + r * values + j) * (by[r] * scale));
   }
 
   /// sum += x s - diag(b) x p
@@ -179,13 +180,15 @@ template <typename T> struct LinearChunk {
 
 /// Takes up the keys and values of a stretch of one head into its state.
 template <typename T>
-void linear_absorb(const CausalLinearWork<T> &work, int64_t head, int64_t from, int64_t to, LinearState<T> &state, LinearChunk<T> &chunk) {
+void linear_absorb(const CausalLinearWork<T> &work, int64_t head, int64_t from, int64_t to, LinearState<T> &state,
+                   LinearChunk<T> &chunk) {
   const auto &w = work.weights;
   for (int64_t start = from; start < to; start += w.size) {
     const int64_t n = std::min(w.size, to - start);
     pack<T>(work.map, n, work.features, work.k.head(head) + start * work.k.row, work.k.row, work.real(head, start), chunk.k,
             chunk.features);
-    pack<T>(FeatureMap::identity, n, work.values, work.v.head(head) + start * work.v.row, work.v.row, nullptr, chunk.v, chunk.values);
+    pack<T>(FeatureMap::identity, n, work.values, work.v.head(head) + start * work.v.row, work.v.row, nullptr, chunk.v,
+            chunk.values);
     state.advance(w, n, chunk.k, chunk.v, w.key_s_of(n), w.key_p_of(n), chunk.room);
     for (int64_t c = 0; c < n; ++c) add_scaled<T>(chunk.features, T(1), chunk.k + c * chunk.features, state.z);
   }
@@ -219,7 +222,8 @@ template <typename T> void linear_forward(const CausalLinearWork<T> &work, int64
       state.write(work.features, work.values, kept.s, kept.p, kept.z);
     }
     pack<T>(work.map, n, work.features, work.q.head(head) + start * work.q.row, work.q.row, nullptr, chunk.q, features);
-    pack<T>(work.map, n, work.features, work.k.head(head) + start * work.k.row, work.k.row, work.real(head, start), chunk.k, features);
+    pack<T>(work.map, n, work.features, work.k.head(head) + start * work.k.row, work.k.row, work.real(head, start), chunk.k,
+            features);
     pack<T>(FeatureMap::identity, n, work.values, work.v.head(head) + start * work.v.row, work.v.row, nullptr, chunk.v, values);
     transpose<T>(n, features, chunk.k, features, chunk.k_turned, size);
 
@@ -266,8 +270,8 @@ template <typename T> struct LinearCotangents {
 /// a sum has g = c / s, e = -(c · out) / s; a root mean square has g = (c - out (c · out) / (values (s - ε) / s)) / s.
 template <typename T>
 void linear_cotangents(const CausalLinearWork<T> &work, int64_t head, int64_t start, int64_t n, int64_t values, T *g, T *e) {
-  pack<T>(FeatureMap::identity, n, work.values, work.cotangent.head(head) + start * work.cotangent.row, work.cotangent.row, nullptr, g,
-          values);
+  pack<T>(FeatureMap::identity, n, work.values, work.cotangent.head(head) + start * work.cotangent.row, work.cotangent.row,
+          nullptr, g, values);
   const T *norm = work.norm + head * work.length + start;
   for (int64_t r = 0; r < n; ++r) {
     e[r] = 0;

@@ -203,7 +203,8 @@ std::pair<Tensor, Tensor> ctorch::composed_causal_linear(const Tensor &q, const 
   auto result = CausalLinear::apply(
       joined(mapped(settings.map, q)), joined(phi_k), joined(v), matrix(0), momentum ? matrix(1) : Tensor(),
       initial.narrow(1, initial.size(1) - features, features), settings.beta, settings.gamma,
-      settings.normalization == LinearNormalization::sum ? settings.epsilon : 0.0, settings.normalization == LinearNormalization::sum, chunk);
+      settings.normalization == LinearNormalization::sum ? settings.epsilon : 0.0,
+      settings.normalization == LinearNormalization::sum, chunk);
   std::vector<Tensor> states{result[1].flatten(1)};
   if (momentum) states.push_back(result[2].flatten(1));
   states.push_back(result[3]);

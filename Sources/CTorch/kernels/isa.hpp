@@ -28,16 +28,16 @@ const char *name_of(Isa isa);
 #define DISPATCH(function, ...)                                                                                                   \
   [&] {                                                                                                                           \
     switch (ctorch::active_isa()) {                                                                                               \
-    case ctorch::Isa::avx512: return ctorch::avx512::function(__VA_ARGS__);                                                               \
-    case ctorch::Isa::avx2: return ctorch::avx2::function(__VA_ARGS__);                                                                   \
-    case ctorch::Isa::baseline: return ctorch::baseline::function(__VA_ARGS__);                                                           \
-    default: return ctorch::reference::function(__VA_ARGS__);                                                                             \
+    case ctorch::Isa::avx512: return ctorch::avx512::function(__VA_ARGS__);                                                       \
+    case ctorch::Isa::avx2: return ctorch::avx2::function(__VA_ARGS__);                                                           \
+    case ctorch::Isa::baseline: return ctorch::baseline::function(__VA_ARGS__);                                                   \
+    default: return ctorch::reference::function(__VA_ARGS__);                                                                     \
     }                                                                                                                             \
   }()
 #else
 #define DISPATCH(function, ...)                                                                                                   \
   [&] {                                                                                                                           \
-    if (ctorch::active_isa() == ctorch::Isa::baseline) return ctorch::baseline::function(__VA_ARGS__);                                    \
-    return ctorch::reference::function(__VA_ARGS__);                                                                                      \
+    if (ctorch::active_isa() == ctorch::Isa::baseline) return ctorch::baseline::function(__VA_ARGS__);                            \
+    return ctorch::reference::function(__VA_ARGS__);                                                                              \
   }()
 #endif

@@ -31,8 +31,8 @@ INLINE void product_tile(int64_t depth, const T *a, int64_t a_row, int64_t a_col
 }
 
 template <typename T, int vectors>
-INLINE void product_columns(int64_t rows, int64_t depth, const T *a, int64_t a_row, int64_t a_column, const T *b, int64_t b_row, T *c,
-                            int64_t c_row, bool accumulate) {
+INLINE void product_columns(int64_t rows, int64_t depth, const T *a, int64_t a_row, int64_t a_column, const T *b, int64_t b_row,
+                            T *c, int64_t c_row, bool accumulate) {
   int64_t m = 0;
   for (; m + tile_rows <= rows; m += tile_rows)
     product_tile<T, tile_rows, vectors>(depth, a + m * a_row, a_row, a_column, b, b_row, c + m * c_row, c_row, accumulate);
@@ -103,7 +103,8 @@ __attribute__((noinline)) void transpose(int64_t rows, int64_t columns, const T 
   constexpr int n = width<T>;
   const int64_t whole_rows = rows / n * n, whole_columns = columns / n * n;
   for (int64_t r = 0; r < whole_rows; r += n)
-    for (int64_t c = 0; c < whole_columns; c += n) transpose_square<T>(from + r * from_row + c, from_row, to + c * to_row + r, to_row);
+    for (int64_t c = 0; c < whole_columns; c += n)
+      transpose_square<T>(from + r * from_row + c, from_row, to + c * to_row + r, to_row);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) to[c * to_row + r] = from[r * from_row + c];
 }
