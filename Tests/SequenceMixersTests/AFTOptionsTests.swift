@@ -1,4 +1,3 @@
-import Foundation
 import SequenceMixers
 import Testing
 import Torch
@@ -7,10 +6,7 @@ import TorchNN
 /// Every refusal of the settings of `aft` and `gmlp`, by its text, and what the settings build.
 @Suite struct AFTOptionsTests {
     private func build(_ json: String, causal: Bool = true, maximumLength: Int? = nil) throws -> any SequenceMixer {
-        let text = Data("{\"name\": \"aft\"\(json.isEmpty ? "" : ", ")\(json)}".utf8)
-        let context = try MixerContext(
-            modelDim: 8, heads: 2, isCausal: causal, maximumLength: maximumLength, generator: RandomGenerator(seed: 1))
-        return try JSONDecoder().decode(MixerConfiguration.self, from: text).build(context)
+        try MixerConfiguration("aft", json: json).build(.small(causal: causal, maximumLength: maximumLength))
     }
 
     @Test(arguments: [
@@ -83,10 +79,7 @@ import TorchNN
 
 @Suite struct GMLPOptionsTests {
     private func build(_ json: String, causal: Bool = true, maximumLength: Int? = nil) throws -> any SequenceMixer {
-        let text = Data("{\"name\": \"gmlp\"\(json.isEmpty ? "" : ", ")\(json)}".utf8)
-        let context = try MixerContext(
-            modelDim: 8, heads: 2, isCausal: causal, maximumLength: maximumLength, generator: RandomGenerator(seed: 1))
-        return try JSONDecoder().decode(MixerConfiguration.self, from: text).build(context)
+        try MixerConfiguration("gmlp", json: json).build(.small(causal: causal, maximumLength: maximumLength))
     }
 
     @Test(arguments: [

@@ -1,4 +1,3 @@
-import Foundation
 import SequenceMixers
 import Testing
 import Torch
@@ -6,10 +5,7 @@ import Torch
 /// Every refusal of the Combiner's settings, by its text.
 @Suite struct CombinerOptionsTests {
     private func build(_ json: String, causal: Bool, maximumLength: Int? = nil) throws -> any SequenceMixer {
-        let text = Data("{\"name\": \"combiner\", \(json)}".utf8)
-        let context = try MixerContext(
-            modelDim: 8, heads: 2, isCausal: causal, maximumLength: maximumLength, generator: RandomGenerator(seed: 1))
-        return try JSONDecoder().decode(MixerConfiguration.self, from: text).build(context)
+        try MixerConfiguration("combiner", json: json).build(.small(causal: causal, maximumLength: maximumLength))
     }
 
     @Test(arguments: [

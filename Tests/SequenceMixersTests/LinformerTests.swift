@@ -1,4 +1,3 @@
-import Foundation
 import SequenceMixers
 import Testing
 import Torch
@@ -6,16 +5,11 @@ import TorchNN
 
 @Suite struct LinformerTests {
     private func context(causal: Bool = false, maximumLength: Int? = 20, layers: Int = 1) throws -> MixerContext {
-        var context = try MixerContext(
-            modelDim: 8, heads: 2, isCausal: causal, maximumLength: maximumLength, generator: RandomGenerator(seed: 1))
-        context.layers = layers
-        return context
+        try .small(causal: causal, maximumLength: maximumLength, layers: layers)
     }
 
     private func build(_ json: String, _ context: MixerContext) throws -> LinformerAttention {
-        let text = Data("{\"name\": \"linformer\"\(json.isEmpty ? "" : ", ")\(json)}".utf8)
-        let mixer = try JSONDecoder().decode(MixerConfiguration.self, from: text).build(context)
-        return try #require(mixer as? LinformerAttention)
+        try #require(MixerConfiguration("linformer", json: json).build(context) as? LinformerAttention)
     }
 
     private func normal(_ shape: [Int], seed: UInt64 = 2, _ dtype: DType = .float64) -> Tensor {

@@ -1,4 +1,3 @@
-import Foundation
 import SequenceMixers
 import Testing
 import Torch
@@ -7,10 +6,8 @@ import TorchNN
 /// Every refusal of Mega's settings, by its text, and what the settings build.
 @Suite struct MegaOptionsTests {
     private func build(_ json: String, causal: Bool, maximumLength: Int? = nil) throws -> any SequenceMixer {
-        let text = Data("{\"name\": \"mega\"\(json.isEmpty ? "" : ", ")\(json)}".utf8)
-        let context = try MixerContext(
-            modelDim: 10, heads: 2, isCausal: causal, maximumLength: maximumLength, generator: RandomGenerator(seed: 1))
-        return try JSONDecoder().decode(MixerConfiguration.self, from: text).build(context)
+        try MixerConfiguration("mega", json: json).build(
+            .small(modelDim: 10, causal: causal, maximumLength: maximumLength))
     }
 
     @Test(arguments: [

@@ -10,10 +10,9 @@ import TorchNN
         -> String
     {
         let error = #expect(throws: ConfigurationError.self, "\(json)") {
-            let text = Data("{\"name\": \"\(name)\"\(json.isEmpty ? "" : ", ")\(json)}".utf8)
             let context = try MixerContext(
                 modelDim: dim, heads: 2, isCausal: causal, usesRotary: rotary, generator: RandomGenerator(seed: 1))
-            _ = try JSONDecoder().decode(MixerConfiguration.self, from: text).build(context)
+            _ = try MixerConfiguration(name, json: json).build(context)
         }
         return try #require(error).description
     }

@@ -1,4 +1,3 @@
-import Foundation
 import SequenceMixers
 import Testing
 import Torch
@@ -9,11 +8,8 @@ import TorchNN
     private func build(_ json: String, causal: Bool = true, layer: Int = 0, maximumLength: Int? = nil) throws
         -> any SequenceMixer
     {
-        let text = Data("{\"name\": \"reformer\"\(json.isEmpty ? "" : ", ")\(json)}".utf8)
-        var context = try MixerContext(
-            modelDim: 8, heads: 2, isCausal: causal, maximumLength: maximumLength, generator: RandomGenerator(seed: 1))
-        context.layer = layer
-        return try JSONDecoder().decode(MixerConfiguration.self, from: text).build(context)
+        try MixerConfiguration("reformer", json: json).build(
+            .small(causal: causal, maximumLength: maximumLength, layer: layer))
     }
 
     @Test(arguments: [

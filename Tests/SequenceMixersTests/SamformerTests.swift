@@ -1,4 +1,3 @@
-import Foundation
 import SequenceMixers
 import Testing
 import Torch
@@ -7,10 +6,8 @@ import TorchNN
 /// SAMformer's settings and what they build.
 @Suite struct SamformerTests {
     private func build(_ json: String, causal: Bool = false) throws -> any SequenceMixer {
-        let text = Data("{\"name\": \"samformer\"\(json.isEmpty ? "" : ", ")\(json)}".utf8)
-        let context = try MixerContext(
-            modelDim: 24, heads: 4, isCausal: causal, generator: RandomGenerator(seed: 1))
-        return try JSONDecoder().decode(MixerConfiguration.self, from: text).build(context)
+        try MixerConfiguration("samformer", json: json).build(
+            MixerContext(modelDim: 24, heads: 4, isCausal: causal, generator: RandomGenerator(seed: 1)))
     }
 
     @Test(arguments: [

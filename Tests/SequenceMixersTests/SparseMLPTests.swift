@@ -1,4 +1,3 @@
-import Foundation
 import SequenceMixers
 import Testing
 import Torch
@@ -7,11 +6,8 @@ import TorchNN
 /// Sparse-MLP's settings.
 @Suite struct SparseMLPOptionsTests {
     private func build(_ json: String, length: Int? = 9, layer: Int = 0, layers: Int = 1) throws -> any SequenceMixer {
-        let text = Data("{\"name\": \"sparse-mlp\"\(json.isEmpty ? "" : ", ")\(json)}".utf8)
-        var context = try MixerContext(
-            modelDim: 8, heads: 2, isCausal: false, maximumLength: length, generator: RandomGenerator(seed: 1))
-        (context.layer, context.layers) = (layer, layers)
-        return try JSONDecoder().decode(MixerConfiguration.self, from: text).build(context)
+        try MixerConfiguration("sparse-mlp", json: json).build(
+            .small(causal: false, maximumLength: length, layer: layer, layers: layers))
     }
 
     @Test(arguments: [

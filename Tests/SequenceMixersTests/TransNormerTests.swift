@@ -8,10 +8,8 @@ import TorchNN
     private func build(_ json: String, causal: Bool = true, layer: Int = 0, of layers: Int = 1, dim: Int = 8) throws
         -> any SequenceMixer
     {
-        let text = Data("{\"name\": \"transnormer\"\(json.isEmpty ? "" : ", ")\(json)}".utf8)
-        var context = try MixerContext(modelDim: dim, heads: 2, isCausal: causal, generator: RandomGenerator(seed: 1))
-        (context.layer, context.layers) = (layer, layers)
-        return try JSONDecoder().decode(MixerConfiguration.self, from: text).build(context)
+        try MixerConfiguration("transnormer", json: json).build(
+            .small(modelDim: dim, causal: causal, layer: layer, layers: layers))
     }
 
     @Test(arguments: [

@@ -1,3 +1,4 @@
+import Datasets
 import Foundation
 import Testing
 import Torch
@@ -251,7 +252,7 @@ struct RecipeTests {
     /// Whatever a file holds, reading it ends in a recipe or in one line of error.
     @Test(arguments: 0..<8)
     func mutatedTextNeverCrashes(seed: UInt64) {
-        var random = SplitMix(state: seed)
+        var random = SeededGenerator(seed: seed)
         let pieces = [
             "\n", " ", "\t", ":", "- ", "[", "]", "{", "}", "'", "\"", "#", "&a ", "*a", "!!str ", "|\n", ">", "? ",
             "%",
@@ -283,7 +284,7 @@ struct RecipeTests {
     /// The same for overrides.
     @Test(arguments: 0..<4)
     func mutatedOverridesNeverCrash(seed: UInt64) throws {
-        var random = SplitMix(state: seed)
+        var random = SeededGenerator(seed: seed)
         let letters = Array("aelmods.=[]{}'\":,0123456789- \t\\#&*!|>%~é")
         for _ in 0..<250 {
             var text = Array(["model.mixer.name=x", "optimizer.betas=[0.1, 0.2]"].randomElement(using: &random) ?? "")
@@ -301,19 +302,6 @@ struct RecipeTests {
 }
 
 func isOneLine(_ text: String) -> Bool { !text.contains { $0.isNewline } }
-
-/// A small generator with a seed, so that a failure can be run again.
-struct SplitMix: RandomNumberGenerator {
-    var state: UInt64
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
-        z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
-        return z ^ (z >> 31)
-    }
-}
 
 func withTemporaryFolder(_ body: (URL) throws -> Void) throws {
     let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
