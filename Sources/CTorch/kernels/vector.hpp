@@ -21,11 +21,13 @@ template <typename T> INLINE Vector<T> splat(T value) { return Vector<T>{} + val
 
 /// The first n lanes, the others zero; n from 0 to the width.
 template <typename T> INLINE Vector<T> load_first(const T *p, int64_t n) {
+  if (n == width<T>) return load<T>(p);
   T lanes[width<T>] = {};
   std::memcpy(lanes, p, sizeof(T) * static_cast<size_t>(n));
   return load<T>(lanes);
 }
 template <typename T> INLINE void store_first(T *p, Vector<T> v, int64_t n) {
+  if (n == width<T>) return store<T>(p, v);
   T lanes[width<T>];
   store<T>(lanes, v);
   std::memcpy(p, lanes, sizeof(T) * static_cast<size_t>(n));
@@ -36,15 +38,24 @@ template <typename V, typename M> INLINE V select(M mask, V x, V y) { return mas
 template <typename T> INLINE Vector<T> larger(Vector<T> x, Vector<T> y) { return x > y ? x : y; }
 template <typename T> INLINE Vector<T> smaller(Vector<T> x, Vector<T> y) { return x < y ? x : y; }
 
+/// The vector with every number moved by some places, those at its end to the beginning.
+template <int places, typename T, size_t... i> INLINE Vector<T> turned(Vector<T> v, std::index_sequence<i...>) {
+  return __builtin_shufflevector(v, v, ((i + places) % width<T>)...);
+}
+/// All numbers together: halves, then quarters, and so on. `both` joins two vectors.
+template <typename T, typename Both> INLINE T folded(Vector<T> v, Both both) {
+  constexpr auto lanes = std::make_index_sequence<width<T>>();
+  if constexpr (width<T> > 8) v = both(v, turned<8, T>(v, lanes));
+  if constexpr (width<T> > 4) v = both(v, turned<4, T>(v, lanes));
+  if constexpr (width<T> > 2) v = both(v, turned<2, T>(v, lanes));
+  if constexpr (width<T> > 1) v = both(v, turned<1, T>(v, lanes));
+  return v[0];
+}
 template <typename T> INLINE T sum_of(Vector<T> v) {
-  T sum = 0;
-  for (int i = 0; i < width<T>; ++i) sum += v[i];
-  return sum;
+  return folded<T>(v, [](Vector<T> x, Vector<T> y) __attribute__((always_inline)) { return x + y; });
 }
 template <typename T> INLINE T largest_of(Vector<T> v) {
-  T value = v[0];
-  for (int i = 1; i < width<T>; ++i) value = std::max(value, v[i]);
-  return value;
+  return folded<T>(v, [](Vector<T> x, Vector<T> y) __attribute__((always_inline)) { return larger<T>(x, y); });
 }
 
 /// e^r for |r| ≤ ln 2 / 2.
