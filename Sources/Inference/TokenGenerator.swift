@@ -12,7 +12,7 @@ public struct TokenGenerator: Sequence, IteratorProtocol {
     private let model: LanguageModel
     private let sampler: TokenSampler
     private var state: LanguageModelState
-    private var logits: Tensor
+    private var logits: [Float]
 
     /// Tokens of the prompt taken up at once; bounds the memory that a long prompt needs.
     public static let prefillPiece = 1024
@@ -34,7 +34,7 @@ public struct TokenGenerator: Sequence, IteratorProtocol {
             }
         }
         self.state = state
-        self.logits = logits
+        self.logits = logits.to(.float32).scalars()
         compiled = model.compiledStep(state)
     }
 
@@ -44,15 +44,19 @@ public struct TokenGenerator: Sequence, IteratorProtocol {
     /// The next token's id. Never nil.
     public mutating func next() -> Int? {
         withNoGrad {
-            if let pending { logits = compiled?(pending) ?? model.step(pending, state: &state) }
+            if let pending { logits = logitsAfter(pending) }
             let token = sampler(logits)
             pending = token
-            return token.integerItem()
+            return token
         }
     }
 
+    private mutating func logitsAfter(_ token: Int) -> [Float] {
+        compiled?(token) ?? model.step(Tensor([token]), state: &state).to(.float32).scalars()
+    }
+
     /// Drawn, but not yet taken up by the model: the last token asked for costs no step.
-    private var pending: Tensor?
+    private var pending: Int?
 
     /// The model's step without allocations, where it has one; it goes on from `state`, which then stays at the prompt's end.
     private var compiled: CompiledStep?

@@ -43,6 +43,12 @@ public struct TokenSampler {
         return Tensor.multinomial(probabilities, using: generator).squeezed(1)
     }
 
+    /// The logits of one sequence → the token's id.
+    public func callAsFunction(_ logits: [Float]) -> Int {
+        if options.temperature == 0 { return logits.indices.max { logits[$0] < logits[$1] } ?? 0 }
+        return self(Tensor(logits, shape: [1, logits.count])).integerItem()
+    }
+
     /// Zeros the tokens that the likelier ones already make up `topP` without. The likeliest always stays.
     private func nucleus(_ probabilities: Tensor) -> Tensor {
         let (sorted, order) = probabilities.sorted(-1, descending: true)

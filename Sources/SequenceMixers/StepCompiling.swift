@@ -28,14 +28,17 @@ extension Attention: StepCompiling where Core: StepCompilingCore {
         _ x: StepProgram.Vector, adding addend: StepProgram.Vector?, state: any StreamingState,
         into program: StepProgram
     ) -> StepProgram.Vector? {
-        guard let state = state as? AttentionState<Core.State>, state.positions.count == 1, rotary == nil,
-            !usesReference,
+        guard let state = state as? AttentionState<Core.State>, state.positions.count == 1, !usesReference,
+            rotary == nil || state.positions == [program.position],
             query.outputs / heads <= StepProgram.largestHead
         else { return nil }
         let parts = [query, key, value].map { projection in
             let part = program.vector(count: projection.outputs)
             program.append(projection, x, to: part)
             return part
+        }
+        if let rotary {
+            for part in parts.prefix(2) { program.append(rotary, heads: heads, part) }
         }
         let mixed = program.vector(count: value.outputs)
         guard
@@ -77,7 +80,41 @@ extension MomentumCore: StepCompilingCore {
     }
 }
 
+extension SoftmaxCore: StepCompilingCore {
+    public func compileStep(
+        _ q: StepProgram.Vector, _ k: StepProgram.Vector, _ v: StepProgram.Vector, heads: Int, state: KeyValueCache,
+        to y: StepProgram.Vector, into program: StepProgram
+    ) -> Bool {
+        guard state.mask == nil, q.count == v.count else { return false }
+        program.appendAttention(
+            q, k, v, heads: heads, scale: scale ?? 1 / Double(q.count / heads).squareRoot(),
+            keys: tokenRows(state.keys), values: tokenRows(state.values), to: y)
+        return true
+    }
+}
+
+extension NGramCore: StepCompilingCore {
+    public func compileStep(
+        _ q: StepProgram.Vector, _ k: StepProgram.Vector, _ v: StepProgram.Vector, heads: Int, state: SparseState,
+        to y: StepProgram.Vector, into program: StepProgram
+    ) -> Bool {
+        guard case .ring(let ring) = state, q.count == v.count, let past = ring.last(order) else { return false }
+        program.appendAttention(
+            q, k, v, heads: heads, scale: 1 / Double(q.count / heads).squareRoot(), keys: tokenRows(past.keys),
+            values: tokenRows(past.values), window: order, to: y)
+        return true
+    }
+}
+
+/// `[1, heads, tokens, headDim]` → `[tokens, heads · headDim]`
+private func tokenRows(_ x: Tensor) -> Tensor { x.selected(0, 0).transposed(0, 1).flattened(1, 2).contiguous() }
+
 extension StepProgram {
+    /// Turns a vector of heads by its token's position.
+    func append(_ rotary: RotaryEmbedding, heads: Int, _ x: Vector) {
+        appendRotation(rotary.frequencies, heads: heads, neighbours: rotary.pairing == .interleaved, x, to: x)
+    }
+
     /// y = activation(layer(x)) + addend
     public func append(
         _ layer: Linear, _ x: Vector, activation: Activation = .identity, adding addend: Vector? = nil, to y: Vector

@@ -131,6 +131,19 @@ public struct RingCache: StreamingState, PositionedCache {
         return all
     }
 
+    /// Keys and values `[1, heads, tokens, …]` of one sequence's last tokens, the oldest first: as many as there were, up to
+    /// `count`; nil if one of them is padded, or no longer here.
+    func last(_ count: Int) -> (keys: Tensor, values: Tensor)? {
+        guard next.count == 1 else { return nil }
+        let slots = (max(0, next[0] - count)..<next[0]).map { $0 < first ? $0 : first + ($0 - first) % max(1, last) }
+        let here: [Int64] = positions.flattened().scalars()
+        guard slots.enumerated().allSatisfy({ here[$0.element] == Int64(next[0] - slots.count + $0.offset) }) else {
+            return nil
+        }
+        let places = Tensor(slots, shape: [slots.count], device: keys.device)
+        return (keys.indexed(2, places), values.indexed(2, places))
+    }
+
     /// -1 when there is none.
     private func latest(in slot: Int, before end: Int) -> Int {
         guard slot < end else { return -1 }

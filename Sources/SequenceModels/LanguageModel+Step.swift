@@ -4,30 +4,33 @@ import TorchNN
 
 /// A language model's step for one sequence as a program: see ``LanguageModel/compiledStep(_:)``. A value: copies go on alone.
 public struct CompiledStep {
-    private let model: LanguageModel
+    private let embedding: TokenEmbedding
     private var program: StepProgram
-    private let input: StepProgram.Vector
-    private let logits: StepProgram.Vector
+    /// Where the embedded token goes, if it is not the program that embeds it.
+    private let input: StepProgram.Vector?
+    private let output: StepProgram.Vector
     /// Tokens read so far.
     public private(set) var position: Int
 
-    fileprivate init(
-        _ model: LanguageModel, _ program: StepProgram, input: StepProgram.Vector, logits: StepProgram.Vector,
-        position: Int
-    ) {
-        self.model = model
-        self.program = program
-        self.input = input
-        self.logits = logits
-        self.position = position
+    fileprivate init?(_ model: LanguageModel, _ state: LanguageModelState) {
+        embedding = model.embedding
+        position = state.position
+        program = StepProgram(position: state.position)
+        let embedded = embedding.compileStep(into: program)
+        let x = embedded ?? program.vector(count: model.encoder.modelDim)
+        input = embedded == nil ? x : nil
+        guard let y = model.encoder.compileStep(x, states: state.blocks, into: program) else { return nil }
+        output = program.vector(count: model.vocabulary)
+        program.append(model.head, y, to: output)
     }
 
-    /// The logits after one more token: ids int64 `[1]` → `[1, vocabulary]`.
-    public mutating func callAsFunction(_ ids: Tensor) -> Tensor {
+    /// The logits after one more token, `vocabulary` of them.
+    public mutating func callAsFunction(_ token: Int) -> [Float] {
         if !isKnownUniquelyReferenced(&program) { program = program.copy() }
-        let x = model.embedding(ids.unsqueezed(1), offset: position)
+        if let input { program.set(input, to: embedding(Tensor([token], shape: [1, 1]), offset: position)) }
+        program.run(token: token, position: position)
         position += 1
-        return program.run(x, from: input, to: logits)
+        return program.numbers(of: output)
     }
 }
 
@@ -43,12 +46,24 @@ extension LanguageModel {
         guard !isTraining, weight.dtype == .float32, weight.device == .cpu, head.inputs == encoder.modelDim else {
             return nil
         }
-        let program = StepProgram()
-        let input = program.vector(count: encoder.modelDim)
-        guard let y = encoder.compileStep(input, states: state.blocks, into: program) else { return nil }
-        let logits = program.vector(count: vocabulary)
-        program.append(head, y, to: logits)
-        return CompiledStep(self, program, input: input, logits: logits, position: state.position)
+        return CompiledStep(self, state)
+    }
+}
+
+extension TokenEmbedding {
+    /// The vector of a token with its position; nil, and nothing is appended, for positions that programs do not have.
+    fileprivate func compileStep(into program: StepProgram) -> StepProgram.Vector? {
+        guard axial == nil, sinusoidal == nil || !concatenates else { return nil }
+        let x = program.vector(count: token.dim)
+        program.appendLookup(token.weight.value.detached().contiguous(), of: .token, to: x)
+        guard learned != nil || sinusoidal != nil else { return x }
+        let y = program.vector(count: token.dim)
+        if let learned {
+            program.appendLookup(learned.weight.value.detached().contiguous(), of: .position, adding: x, to: y)
+        } else if let sinusoidal {
+            program.appendWaves(sinusoidal.frequencies, adding: x, to: y)
+        }
+        return y
     }
 }
 

@@ -7,8 +7,8 @@ public final class TokenEmbedding: Module {
     public let token: Embedding
     public let learned: LearnedPositionalEmbedding?
     public let axial: AxialPositionalEmbedding?
-    private let sinusoidal: SinusoidalPositionalEmbedding?
-    private let concatenates: Bool
+    let sinusoidal: SinusoidalPositionalEmbedding?
+    let concatenates: Bool
     /// The longest sequence it has positions for; nil for any.
     public let maximumLength: Int?
 

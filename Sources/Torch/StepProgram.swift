@@ -9,7 +9,9 @@ import CTorch
 /// let program = StepProgram()
 /// let x = program.vector(count: 256), y = program.vector(count: 256)
 /// program.appendLinear(x, weight: w, bias: b, to: y)
-/// let result = program.run(input, from: x, to: y, count: 256)
+/// program.set(x, to: input)
+/// program.run()
+/// let result = program.numbers(of: y)
 /// ```
 public final class StepProgram {
     /// A vector of the program.
@@ -30,13 +32,23 @@ public final class StepProgram {
     }
 
     private let program: ctorch_step_program
+    /// Where the first token stands that it will be run for.
+    public let position: Int
 
-    public init() { program = ctorch_step_program_new() }
-    private init(owning program: ctorch_step_program) { self.program = program }
+    public init(position: Int = 0) {
+        program = ctorch_step_program_new()
+        self.position = position
+    }
+    private init(owning program: ctorch_step_program, position: Int) {
+        self.program = program
+        self.position = position
+    }
     deinit { ctorch_step_program_free(program) }
 
     /// A program with the same operations and weights, and vectors and states of its own, as they stand.
-    public func copy() -> StepProgram { StepProgram(owning: ctorch_step_program_copy(program)) }
+    public func copy() -> StepProgram {
+        StepProgram(owning: ctorch_step_program_copy(program), position: position)
+    }
 
     /// A new vector of zeros.
     public func vector(count: Int) -> Vector { vector(count: count, nil) }
@@ -70,7 +82,7 @@ public final class StepProgram {
         if error.message != nil { fail(error.taken(in: "step linear", [weight])) }
     }
 
-    /// y = norm(x) · weight + bias
+    /// y = norm(x) · weight + bias. Where only products read y, each computes it on the way, and y itself is not set.
     public func appendNorm(
         _ norm: Norm, _ x: Vector, weight: Tensor? = nil, bias: Tensor? = nil, epsilon: Double, to y: Vector
     ) {
@@ -116,15 +128,94 @@ public final class StepProgram {
     /// The widest head that ``appendCausalLinear(_:_:_:heads:map:momentum:stepSize:epsilon:state:to:)`` takes.
     public static let largestHead = 1024
 
-    /// Sets `x` to the numbers of `input`, runs all operations, and returns the numbers of `y` as `[1, y.count]`.
-    public func run(_ input: Tensor, from x: Vector, to y: Vector) -> Tensor {
+    /// A token of softmax attention, Σ_j softmax(scale · q · k_j) v_j over itself and the tokens before, whose keys and values
+    /// `[tokens, q.count]`, the oldest first, it takes over.
+    ///
+    /// - Parameter window: how many tokens it sees, itself included; nil for all, with memory that grows.
+    public func appendAttention(
+        _ q: Vector, _ k: Vector, _ v: Vector, heads: Int, scale: Double, keys: Tensor, values: Tensor,
+        window: Int? = nil, to y: Vector
+    ) {
+        checkCounts([q, k, v, y], in: "StepProgram.appendAttention")
         torchPrecondition(
-            input.count == x.count, in: "StepProgram.run", "expected \(x.count) numbers, got \(input.shape)")
-        let result = Tensor.uninitialized([1, y.count])
-        Torch.run("step", [input.contiguous(), result]) { pointers, error in
-            ctorch_step_run(program, pointers[0], x.place, y.place, pointers[1], error)
+            heads > 0 && q.count.isMultiple(of: heads) && (window ?? 1) > 0, in: "StepProgram.appendAttention",
+            "expected heads that divide \(q.count) channels and a window above 0, got \(heads) and \(window ?? 0)")
+        var error = ctorch_error()
+        withExtendedLifetime((keys, values)) {
+            ctorch_step_attend(
+                program, Int64(heads), Int64(q.count / heads), scale, keys.handle.pointer, values.handle.pointer,
+                Int64(window ?? 0), q.place, k.place, v.place, y.place, &error)
         }
-        return result
+        if error.message != nil { fail(error.taken(in: "step attention", [keys, values])) }
+    }
+
+    /// y = x with the pairs of each head's channels turned by the position times each of the frequencies, float64
+    /// `[headDim / 2]`: channels c and c + headDim / 2 are a pair, or with `neighbours` 2 c and 2 c + 1.
+    public func appendRotation(_ frequencies: Tensor, heads: Int, neighbours: Bool, _ x: Vector, to y: Vector) {
+        checkCounts([x, y], in: "StepProgram.appendRotation")
+        torchPrecondition(
+            heads * frequencies.count * 2 == x.count && frequencies.dtype == .float64, in: "StepProgram.appendRotation",
+            "expected float64 frequencies for \(x.count) channels of \(heads) heads, got \(frequencies.shape)")
+        var error = ctorch_error()
+        withExtendedLifetime(frequencies) {
+            ctorch_step_rotate(
+                program, frequencies.handle.pointer, Int64(heads), neighbours, x.place, y.place, &error)
+        }
+        if error.message != nil { fail(error.taken(in: "step rotation", [frequencies])) }
+    }
+
+    /// What ``appendLookup(_:of:adding:to:)`` goes by.
+    public enum Index: Sendable {
+        case token, position
+    }
+
+    /// y = `addend` + the row of a table `[rows, y.count]` that the token, or its position, chooses.
+    public func appendLookup(_ table: Tensor, of index: Index, adding addend: Vector? = nil, to y: Vector) {
+        torchPrecondition(
+            table.rank == 2 && table.size(1) == y.count && (addend?.count ?? y.count) == y.count,
+            in: "StepProgram.appendLookup", "expected a table [rows, \(y.count)], got \(table.shape)")
+        var error = ctorch_error()
+        withExtendedLifetime(table) {
+            ctorch_step_lookup(program, table.handle.pointer, index == .position, addend?.place ?? -1, y.place, &error)
+        }
+        if error.message != nil { fail(error.taken(in: "step lookup", [table])) }
+    }
+
+    /// y = x + sin, cos, sin, cos, … of the position times each of the frequencies, float64 `[⌈x.count / 2⌉]`.
+    public func appendWaves(_ frequencies: Tensor, adding x: Vector, to y: Vector) {
+        checkCounts([x, y], in: "StepProgram.appendWaves")
+        torchPrecondition(
+            frequencies.shape == [(x.count + 1) / 2] && frequencies.dtype == .float64, in: "StepProgram.appendWaves",
+            "expected float64 frequencies [\((x.count + 1) / 2)], got \(frequencies.dtype) \(frequencies.shape)")
+        var error = ctorch_error()
+        withExtendedLifetime(frequencies) {
+            ctorch_step_waves(program, frequencies.handle.pointer, Int64(x.count), x.place, y.place, &error)
+        }
+        if error.message != nil { fail(error.taken(in: "step waves", [frequencies])) }
+    }
+
+    /// Sets a vector to the numbers of a tensor.
+    public func set(_ x: Vector, to numbers: Tensor) {
+        torchPrecondition(
+            numbers.count == x.count, in: "StepProgram.set", "expected \(x.count) numbers, got \(numbers.shape)")
+        Torch.run("step input", [numbers.contiguous()]) { pointers, error in
+            ctorch_step_set(program, x.place, pointers[0], error)
+        }
+    }
+
+    /// Does all operations in turn, for a token at a position.
+    public func run(token: Int = 0, position: Int = 0) {
+        var error = ctorch_error()
+        ctorch_step_run(program, Int64(token), Int64(position), &error)
+        if error.message != nil { fail(error.taken(in: "step", [])) }
+    }
+
+    /// What a vector holds.
+    public func numbers(of y: Vector) -> [Float] {
+        [Float](unsafeUninitializedCapacity: y.count) { buffer, count in
+            ctorch_step_get(program, y.place, Int64(y.count), buffer.baseAddress)
+            count = y.count
+        }
     }
 
     private func checkCounts(_ vectors: [Vector], in operation: String) {

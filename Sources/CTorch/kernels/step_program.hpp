@@ -5,11 +5,34 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <vector>
 
 namespace ctorch {
 
-enum class StepKind { linear, norm, combine, gate, causal_linear };
+enum class StepKind { linear, norm, combine, gate, causal_linear, attend, rotate, lookup, waves };
+
+/// x ↦ (x - mean) / root · weight + bias
+struct StepNorm {
+  int32_t kind = -1; // none
+  const float *weight = nullptr, *bias = nullptr;
+  float epsilon = 0;
+};
+
+/// Keys and values of the tokens so far, a row each: all of them, or as many of the last as there is room for.
+struct StepCache {
+  int64_t width, room, count = 0; // numbers in a row; rows, 0 for any number; tokens so far, the present one included
+  std::vector<float> keys, values;
+
+  void make_room() {
+    if (++count > room && room > 0) return;
+    keys.resize(keys.size() + static_cast<size_t>(width));
+    values.resize(values.size() + static_cast<size_t>(width));
+  }
+  int64_t rows() const { return static_cast<int64_t>(keys.size()) / width; }
+  /// The present token's row: that of the token that is the first to be forgotten.
+  int64_t row() const { return room > 0 ? (count - 1) % room : count - 1; }
+};
 
 /// One operation. Places are offsets into the program's memory, so that a copy of the program is a copy of that; -1: none.
 struct StepOperation {
@@ -17,27 +40,62 @@ struct StepOperation {
   int64_t x = -1, y = -1, residual = -1;
   int64_t rows = 0, columns = 0; // of the matrix; `columns` is the length of every other vector
   const float *weight = nullptr, *bias = nullptr;
-  int32_t choice = 0; // the activation, or which norm
-  float a = 0, b = 0; // factors; ε of a norm
+  StepNorm norm;      // what a norm does, or a product to x before it
+  int32_t choice = 0; // the activation, or which number is looked up
+  float a = 0, b = 0; // factors
+  const double *frequencies = nullptr;
   // Attention: `rows` heads of `columns` channels, in q = x.
   int64_t k = -1, v = -1, s = -1, p = -1, z = -1;
   FeatureMap map = FeatureMap::identity;
   float momentum = 0, step_size = 1, epsilon = 0;
+  size_t cache = 0;
+  bool is_folded = false, is_read = false; // a norm: some product computes it on the way; someone else reads it
+  int64_t needs = 0; // how many operations from the first on have to be done before this one; see `StepSchedule`
 
+  static constexpr int64_t waves_at_once = 32;
   /// Rows of a matrix that are one piece of work: some 64 KiB of weights.
-  int64_t rows_at_once() const { return std::max<int64_t>(4, 16384 / std::max<int64_t>(columns, 1) / 4 * 4); }
+  int64_t rows_at_once() const { return std::max<int64_t>(16, 16384 / std::max<int64_t>(columns, 1) / 16 * 16); }
   int64_t pieces() const {
     switch (kind) {
     case StepKind::linear: return (rows + rows_at_once() - 1) / rows_at_once();
-    case StepKind::causal_linear: return rows;
-    default: return 1;
+    case StepKind::causal_linear:
+    case StepKind::attend: return rows;
+    case StepKind::waves: return (columns + waves_at_once - 1) / waves_at_once;
+    default: return is_folded && !is_read ? 0 : 1;
     }
   }
+  std::vector<int64_t> reads() const { return {x, residual, k, v, kind == StepKind::combine || kind == StepKind::gate ? z : -1}; }
+  std::vector<int64_t> writes() const { return {y, s, p, kind == StepKind::causal_linear ? z : -1}; }
 };
 
-/// How far the team is with one operation; on cache lines of its own.
-struct alignas(64) StepProgress {
-  std::atomic<int64_t> next{0}, done{0};
+/// Which worker does what. Every operation is cut into as many shares of pieces as there are workers. A worker begins with its
+/// own share, whose weights its cache may still hold, and then takes pieces from the others': nobody waits for a worker that
+/// does not come. Nothing has to be set back between runs, since counters go on from run to run.
+class StepSchedule {
+public:
+  StepSchedule() = default;
+  StepSchedule(const std::vector<StepOperation> &operations, int64_t workers);
+
+  int64_t workers() const { return workers_; }
+  void begin() { ++run_; }
+
+  /// The next piece of an operation for this worker, or -1. `turn` begins at 0 and belongs to the caller.
+  int64_t take(size_t operation, int64_t worker, int64_t &turn);
+  /// Says that as many pieces of the operation are done.
+  void finish(size_t operation, int64_t count) { done_[operation].value.fetch_add(count, std::memory_order_release); }
+  bool is_done(size_t operation) const {
+    return done_[operation].value.load(std::memory_order_acquire) >= run_ * pieces_[operation];
+  }
+
+private:
+  static constexpr int piece_bits = 24;
+  /// On a cache line of its own.
+  struct alignas(64) Counter {
+    std::atomic<int64_t> value{0};
+  };
+  int64_t workers_ = 0, run_ = 0;
+  std::vector<int64_t> pieces_;
+  std::vector<Counter> next_, done_; // `next_` of each operation and share: the run, and in the lower bits the next piece
 };
 
 } // namespace ctorch

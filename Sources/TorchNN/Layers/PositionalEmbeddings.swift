@@ -36,6 +36,8 @@ public final class SinusoidalPositionalEmbedding: Module {
     /// Empty: what moving or converting the module changes, to say where and in which type to answer.
     private let placement = Buffer(.zeros([0]), isPersistent: false)
     private var waves: PositionWaves
+    /// float64 `[⌈dim / 2⌉]`, in radians for a step of one position.
+    public var frequencies: Tensor { waves.frequencies }
 
     public init(_ dim: Int, base: Double = 10_000) {
         torchPrecondition(dim > 0, in: "SinusoidalPositionalEmbedding", "expected a positive size, got \(dim)")
@@ -65,6 +67,8 @@ public final class RotaryEmbedding: Module {
     public let headDim: Int
     public let pairing: Pairing
     private var waves: PositionWaves
+    /// float64 `[headDim / 2]`, in radians for a step of one position.
+    public var frequencies: Tensor { waves.frequencies }
 
     public init(_ headDim: Int, base: Double = 10_000, pairing: Pairing = .halves) {
         torchPrecondition(
@@ -104,7 +108,7 @@ public final class RotaryEmbedding: Module {
 
 /// cos and sin of position · base^(-2i / dim) for i below dim / 2, rounded up: `[length, ⌈dim / 2⌉]`.
 struct PositionWaves {
-    private let frequencies: Tensor
+    let frequencies: Tensor
     private var last: Answer?
 
     /// The steps of a training run all ask for the same positions.
