@@ -47,9 +47,9 @@ public final class LongShortDistances: Module {
 
 /// Causal long-short attention: the last W keys, and r mixtures of every closed segment of C positions before the query's own.
 ///
-/// Time O(N (W + r N / C) D), memory O(N D) beyond a thousand tokens, the scores of a thousand queries at a time; none on the
-/// CPU where distances do not count. Streaming keeps W keys and values, one open segment and the mixtures of all closed
-/// ones, so its state grows by 2 r vectors for every C tokens.
+/// Time O(N (W + r N / C) D), memory O(N D); elsewhere than on the CPU also the scores of a thousand queries at a time. Streaming
+/// keeps W keys and values, one open segment and the mixtures of all closed ones, so its state grows by 2 r vectors for every C
+/// tokens.
 public final class CausalLongShortAttention: Module, ReferenceEvaluating {
     public let projections: LongShortProjections
     /// nil where distances do not count.

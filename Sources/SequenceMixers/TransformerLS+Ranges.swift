@@ -4,10 +4,8 @@ import Torch
 import TorchNN
 
 extension CausalLongShortAttention {
-    /// Whether the fused form serves: it knows no distances.
-    func isRanged(_ q: Tensor) -> Bool {
-        !usesReference && !isComposed && distances == nil && q.device == .cpu
-    }
+    /// Whether the fused form serves.
+    func isRanged(_ q: Tensor) -> Bool { !usesReference && !isComposed && q.device == .cpu }
 
     /// What ``attended(_:_:_:_:cache:paddingMask:)`` is, in one softmax over ranges.
     func ranged(
@@ -28,7 +26,8 @@ extension CausalLongShortAttention {
         }
         let (keys, values) = seen.byHeads(projections.heads)
         return intervalAttention(
-            q, keys, values, intervals: ranges(past: past, queries: x.size(1), tokens), keyMask: seen.isReal, scale: 1)
+            q, keys, values, intervals: ranges(past: past, queries: x.size(1), tokens), keyMask: seen.isReal, scale: 1,
+            distances: distances.map { $0.ofRanges(seen.keys, tokens: tokens, window: window) })
     }
 
     /// The mask of the tokens, and of the mixtures of all segments but the last.
@@ -44,6 +43,25 @@ extension CausalLongShortAttention {
             let mixtures = (i + past).floorDivided(by: chunk) * projections.rank
             return [(end - window, end), (Tensor([tokens]), mixtures + tokens)]
         }
+    }
+}
+
+extension LongShortDistances {
+    /// What is added to q·k. Tokens of the window and mixtures are at the same distances from the ends of their two ranges as in
+    /// the equations; the biases' products with keys and with R need no queries.
+    ///
+    /// - Parameter keys: of the tokens, and behind them of the mixtures, `[batch, tokens + mixtures, modelDim]`.
+    func ofRanges(_ keys: Tensor, tokens: Int, window: Int) -> IntervalDistances {
+        let (heads, mixtures) = (contentBias.value.size(0), keys.size(1) - tokens)
+        let (near, far) = (projected(0..<min(window, tokens), self.window), projected(0..<mixtures, long))
+        let ofWindow = matmul(near, distanceBias.value.unsqueezed(2)).squeezed(2)  // u_r·R
+        // u_w of each head in a column of its own, zero where other heads' channels are: one product for all heads.
+        let own = Tensor.eye(heads, dtype: keys.dtype).unsqueezed(1)
+        let byHead = (contentBias.value.unsqueezed(2) * own).flattened(0, 1)
+        let ofTokens = matmul(keys.sliced(1, 0..<tokens), byHead).transposed(1, 2)  // u_w·k
+        return IntervalDistances(
+            table: concatenate([near, far], dim: 1), bias: ofWindow.padded(1, after: mixtures),
+            keyBias: ofTokens.padded(2, after: mixtures), counts: [near.size(1), mixtures])
     }
 }
 

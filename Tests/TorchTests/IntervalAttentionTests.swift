@@ -4,7 +4,7 @@ import Torch
 @Suite struct IntervalAttentionTests {
     /// Which keys a query may see.
     enum Pattern: Sendable, CaseIterable {
-        case full, causal, window, band, blocks, globalAndWindow, scattered, perHead
+        case full, causal, window, band, blocks, globalAndWindow, scattered, perHead, halves, jumping, segments
 
         /// `[ranges, queries, 2]`, or `[heads, ranges, queries, 2]`.
         func intervals(_ queries: Int, _ keys: Int, heads: Int) -> Tensor {
@@ -33,6 +33,16 @@ import Torch
                     (0..<heads).map { head in
                         table([{ i in (head, head + 2) }, { i in (max(i - 10 * head, head + 2), i + 1) }])
                     })
+            // Tiles that are seen whole, but by two ranges.
+            case .halves: return table([{ _ in (0, 40) }, { _ in (40, keys) }])
+            // Neighbors look to places far from each other.
+            case .jumping: return table([{ i in (i * 37 % keys - 4, i * 37 % keys + 50) }])
+            // The last few keys of one half, and as many of the other as segments are behind.
+            case .segments:
+                return table([
+                    { i in (min(i, keys / 2) - 70, min(i, keys / 2) + 1) },
+                    { i in (keys / 2 + 1, keys / 2 + 1 + i / 12 * 5) },
+                ])
             }
         }
     }

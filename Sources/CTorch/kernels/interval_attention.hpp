@@ -19,7 +19,9 @@ struct Intervals {
   int64_t ranges, queries, keys;
 
   int64_t start(int64_t range, int64_t query) const { return std::max<int64_t>(0, data[(range * queries + query) * 2]); }
-  int64_t end(int64_t range, int64_t query) const { return std::min<int64_t>(keys, data[(range * queries + query) * 2 + 1]); }
+  int64_t end(int64_t range, int64_t query) const { return std::min(keys, whole_end(range, query)); }
+  /// As it was given: maybe beyond the last key.
+  int64_t whole_end(int64_t range, int64_t query) const { return data[(range * queries + query) * 2 + 1]; }
 };
 
 /// Rows begin..<end of a tile meet only its columns from..<to.
@@ -30,18 +32,18 @@ struct IntervalSpan {
 /// A tile that not every query of a block sees whole: where anything is, seen from its keys and from its queries.
 struct IntervalPart {
   IntervalSpan keys[interval_strips], queries[interval_strips];
-  int32_t first_range, end_range; // in IntervalPlan::part_ranges, those that meet the tile
 };
 
 /// A block of queries meets a tile of keys.
 struct IntervalVisit {
   static constexpr int32_t later = -1, direct = -2;
 
-  int32_t tile;
-  int32_t part;   // in IntervalPlan::parts, or -1 when all is seen
-  int32_t slot;   // where a segment sums the gradients of these keys
-  int32_t finish; // `later` unless it is the segment's last visit; which partial sum the slot is then, or `direct`
-  bool first;     // of this tile in the segment
+  int32_t tile = 0;
+  int32_t part = -1;                      // in IntervalPlan::parts, or -1 when all is seen
+  int32_t first_range = 0, end_range = 0; // in IntervalPlan::met_ranges, those that meet the tile
+  int32_t slot = 0;                       // where a segment sums the gradients of these keys
+  int32_t finish = later; // `later` unless it is the segment's last visit; which partial sum the slot is then, or `direct`
+  bool first = false;     // of this tile in the segment
 };
 
 /// A tile of keys that several segments meet: partial sums first_partial..<end_partial.
@@ -56,13 +58,14 @@ struct IntervalPlan {
   std::vector<int64_t> segment_begin; // blocks
   std::vector<IntervalVisit> visits;
   std::vector<IntervalPart> parts;
-  std::vector<int32_t> part_ranges;
+  std::vector<int32_t> met_ranges;
   std::vector<SharedTile> shared;
   std::vector<int32_t> unseen; // tiles of keys
   int64_t slots = 0, partials = 0;
 
   IntervalPlan(const Intervals &intervals, int64_t segments);
 
+  int64_t segments() const { return static_cast<int64_t>(segment_begin.size()) - 1; }
   int64_t blocks() const { return (intervals.queries + interval_tile - 1) / interval_tile; }
   int64_t tiles() const { return (intervals.keys + interval_tile - 1) / interval_tile; }
   int64_t rows_of(int64_t block) const { return std::min(interval_tile, intervals.queries - block * interval_tile); }
@@ -73,6 +76,27 @@ private:
   bool describe(int64_t block, int64_t tile, IntervalVisit &visit);
   void cut(int64_t segments);
   void share();
+};
+
+/// What the distance of a key from the end of its range, and the key itself, add to a score; nothing where `rows` is null.
+///
+/// Tables lie in the order of falling distance: then a query meets the keys of a range at places that rise with the keys.
+template <typename T> struct IntervalDistances {
+  int64_t places, row, turned_row;
+  const int64_t *stops;  // [ranges]: one past the place of distance 0
+  const T *rows;         // R [heads, places, row], rows padded to 16 numbers
+  const T *turned;       // R [heads, features, turned_row], padded beyond the places by as many at least
+  const T *bias;         // c [heads, turned_row]
+  const T *key_bias;     // a [batch heads, keys]
+  T *d_rows;             // [batch heads, segments, places, row]
+  T *d_bias;             // [batch heads, segments, places]
+  T *d_key_bias;         // [batch heads, keys]
+
+  const T *row_of(int64_t head, int64_t place) const { return rows + (head * places + place) * row; }
+  /// Where a range of a query has key 0, were it that long.
+  int64_t origin(const Intervals &intervals, int64_t range, int64_t query) const {
+    return stops[range] - intervals.whole_end(range, query);
+  }
 };
 
 /// One pass over [batch, heads, queries or keys, …].
@@ -86,9 +110,10 @@ template <typename T> struct IntervalWork {
   T *inverse_sum;   // [batch heads, queries]: 1 / Σ exp(score - peak), 0 where it sees nothing
   T *partial;       // [batch heads, partials, partial_size()]: gradients of keys that several tasks meet
   int64_t partials;
+  IntervalDistances<T> distances;
 
   const bool *real(int64_t head) const { return mask ? mask + head / heads * keys : nullptr; }
-  /// Rows may be padded to 16 numbers.
+  /// dk, dv and da; rows may be padded to 16 numbers.
   int64_t partial_size() const { return interval_tile * (features + values + 32); }
   T *partial_of(int64_t head, int64_t index) const { return partial + (head * partials + index) * partial_size(); }
 };

@@ -1,229 +1,6 @@
 // Softmax attention over ranges of keys for one instruction set; see interval_attention.cpp for the equations.
-//
-// Scores lie turned over, a row for each key of a tile and a column for each query of a block: then keys and values are read as
-// they are, row by row, and what belongs to a query is a lane, so that neither maxima nor sums go across vectors.
-
-/// e^x for x ≤ 0, to within 2 units in the last place of float32; 0 below -86.9.
-INLINE Vector<float> interval_weight(Vector<float> x) {
-  typedef int32_t Whole __attribute__((vector_size(vector_bytes)));
-  const auto low = splat<float>(-86.9f);
-  const auto bounded = low > x ? low : x; // in this order a NaN stays one
-  const float magic = 12582912.0f;
-  const auto shifted = bounded * 1.44269504088896341f + magic;
-  const auto n = shifted - magic;
-  auto r = bounded - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  const auto p = exponential_series(r);
-  // The last bits of `shifted` are n: added to the exponent of p, which stays above its smallest.
-  const auto y = reinterpret_cast<Vector<float>>(reinterpret_cast<Whole>(p) + (reinterpret_cast<Whole>(shifted) << 23));
-  return x < low ? Vector<float>{} : y;
-}
-INLINE Vector<double> interval_weight(Vector<double> x) { return exponential(x); }
-
-/// Rows of any length, times `scale`, into rows padded with zeros.
-template <typename T>
-void interval_pack(int64_t rows, int64_t columns, T scale, const T *from, int64_t from_row, T *to, int64_t to_row) {
-  const int64_t whole = columns / width<T> * width<T>;
-  for (int64_t r = 0; r < rows; ++r, from += from_row, to += to_row) {
-    for (int64_t c = 0; c < whole; c += width<T>) store<T>(to + c, load<T>(from + c) * scale);
-    if (whole < columns) store<T>(to + whole, load_first<T>(from + whole, columns - whole) * scale);
-  }
-}
-
-/// And back.
-template <typename T>
-void interval_unpack(int64_t rows, int64_t columns, T scale, const T *from, int64_t from_row, T *to, int64_t to_row) {
-  const int64_t whole = columns / width<T> * width<T>;
-  for (int64_t r = 0; r < rows; ++r, from += from_row, to += to_row) {
-    for (int64_t c = 0; c < whole; c += width<T>) store<T>(to + c, load<T>(from + c) * scale);
-    if (whole < columns) store_first<T>(to + whole, load<T>(from + whole) * scale, columns - whole);
-  }
-}
-
-/// to[c, r] = from[r, c] for a tile; columns beyond `rows` are zero.
-template <typename T> void interval_turn(int64_t rows, int64_t columns, const T *from, int64_t from_row, T *to) {
-  if (rows < interval_tile)
-    for (int64_t c = 0; c < columns; ++c) std::fill(to + c * interval_tile + rows, to + (c + 1) * interval_tile, T(0));
-  transpose<T>(rows, columns, from, from_row, to, interval_tile);
-}
-
-template <typename T> INLINE void interval_zero(int64_t count, T *to) {
-  std::memset(static_cast<void *>(to), 0, sizeof(T) * static_cast<size_t>(count));
-}
-
-/// Rows that a product reads as its right side: as they are, or packed into `room`.
-template <typename T> struct IntervalRows {
-  const T *data;
-  int64_t row;
-
-  IntervalRows(int64_t rows, int64_t columns, const T *from, int64_t from_row, T *room) : data(from), row(from_row) {
-    if (from_row == padded<T>(columns)) return;
-    row = padded<T>(columns);
-    interval_pack<T>(rows, columns, T(1), from, from_row, room, row);
-    data = room;
-  }
-};
-
-/// One block of queries at one tile of keys.
-template <typename T> struct IntervalTile {
-  int64_t rows, keys;
-  const bool *real; // of the keys, or null
-  const IntervalSpan *key_spans, *query_spans;
-  int64_t key_strips, query_strips;
-  bool whole;
-  int64_t ranges;
-  const T *from, *to; // [ranges, tile]: which keys of the tile a query sees
-  IntervalSpan all_keys, all_queries;
-
-  IntervalTile(const IntervalPlan &plan, int64_t block, const IntervalVisit &visit, const bool *mask, T *bounds)
-      : rows(plan.rows_of(block)), keys(plan.keys_of(visit.tile)), real(mask ? mask + visit.tile * interval_tile : nullptr),
-        whole(visit.part < 0), ranges(0), from(bounds), to(nullptr), all_keys{0, static_cast<int16_t>(keys), 0, static_cast<int16_t>(rows)},
-        all_queries{0, static_cast<int16_t>(rows), 0, static_cast<int16_t>(keys)} {
-    key_spans = &all_keys, query_spans = &all_queries;
-    key_strips = query_strips = 1;
-    if (whole) return;
-    const auto &part = plan.parts[visit.part];
-    key_spans = part.keys, query_spans = part.queries;
-    key_strips = (keys + interval_strip - 1) / interval_strip, query_strips = (rows + interval_strip - 1) / interval_strip;
-    ranges = part.end_range - part.first_range;
-    to = bounds + ranges * interval_tile;
-    for (int64_t i = 0; i < ranges; ++i) {
-      const int32_t range = plan.part_ranges[part.first_range + i];
-      const int32_t *pairs = plan.intervals.data + (range * plan.intervals.queries + block * interval_tile) * 2;
-      const auto first = static_cast<int32_t>(visit.tile * interval_tile);
-      for (int64_t row = 0; row < rows; ++row) {
-        bounds[i * interval_tile + row] = static_cast<T>(std::max(pairs[2 * row], first) - first);
-        bounds[(ranges + i) * interval_tile + row] = static_cast<T>(std::max(pairs[2 * row + 1], first) - first);
-      }
-      for (int64_t row = rows; row < interval_tile; ++row)
-        bounds[i * interval_tile + row] = bounds[(ranges + i) * interval_tile + row] = 0;
-    }
-  }
-  IntervalTile(const IntervalTile &) = delete;
-
-  bool hidden() const {
-    return real && std::none_of(real, real + keys, [](bool x) { return x; });
-  }
-
-  /// Which of the queries from `column` on see the key.
-  INLINE auto seen(int64_t key, int64_t column) const {
-    const auto place = splat<T>(static_cast<T>(key));
-    auto any = (load<T>(from + column) <= place) & (place < load<T>(to + column));
-    for (int64_t i = 1; i < ranges; ++i)
-      any |= (load<T>(from + i * interval_tile + column) <= place) & (place < load<T>(to + i * interval_tile + column));
-    return any;
-  }
-
-  static int64_t first_column(const IntervalSpan &span) { return span.from / width<T> * width<T>; }
-  static int64_t end_column(const IntervalSpan &span) { return padded<T>(span.to); }
-
-  /// scores[key, query] = a_key · b_query
-  void products(int64_t depth, const T *a, int64_t a_row, const T *b, T *scores) const {
-    for (int64_t i = 0; i < key_strips; ++i) {
-      const auto &span = key_spans[i];
-      const int64_t column = first_column(span), columns = end_column(span) - column;
-      if (columns > 0)
-        multiply<T>(span.end - span.begin, columns, depth, a + span.begin * a_row, a_row, 1, b + column, interval_tile,
-                    scores + span.begin * interval_tile + column, interval_tile, false);
-    }
-  }
-
-  /// sum[key] += Σ over queries of weights[key, query] b[query]
-  void add_to_keys(const T *weights, const T *b, int64_t columns, T *sum) const {
-    for (int64_t i = 0; i < key_strips; ++i) {
-      const auto &span = key_spans[i];
-      if (span.from < span.to)
-        multiply<T>(span.end - span.begin, columns, span.to - span.from, weights + span.begin * interval_tile + span.from, interval_tile,
-                    1, b + span.from * columns, columns, sum + span.begin * columns, columns, true);
-    }
-  }
-
-  /// sum[query] += Σ over keys of weights[key, query] b[key]
-  void add_to_queries(const T *weights, const IntervalRows<T> &b, int64_t columns, T *sum) const {
-    for (int64_t i = 0; i < query_strips; ++i) {
-      const auto &span = query_spans[i];
-      if (span.from < span.to)
-        multiply<T>(span.end - span.begin, columns, span.to - span.from, weights + span.from * interval_tile + span.begin, 1,
-                    interval_tile, b.data + span.from * b.row, b.row, sum + span.begin * columns, columns, true);
-    }
-  }
-
-  /// peak = the largest score of each query and of `peak` before; what is not seen becomes -∞.
-  void take_peaks(T *scores, T *peak) const {
-    const auto nothing = splat<T>(-INFINITY);
-    for (int64_t i = 0; i < key_strips; ++i) {
-      const auto &span = key_spans[i];
-      for (int64_t column = first_column(span); column < end_column(span); column += width<T>) {
-        auto largest = load<T>(peak + column), other = largest;
-        T *row = scores + span.begin * interval_tile + column;
-        int64_t key = span.begin;
-        if (whole && !real)
-          for (; key + 1 < span.end; key += 2, row += 2 * interval_tile) {
-            largest = larger<T>(load<T>(row), largest);
-            other = larger<T>(load<T>(row + interval_tile), other);
-          }
-        for (; key < span.end; ++key, row += interval_tile) {
-          auto score = load<T>(row);
-          if (!whole) score = select(seen(key, column), score, nothing);
-          if (real && !real[key]) score = nothing;
-          store<T>(row, score);
-          largest = larger<T>(score, largest);
-        }
-        store<T>(peak + column, larger<T>(largest, other));
-      }
-    }
-  }
-
-  /// scores = exp(scores - peak), their sums added to `sum`.
-  void take_weights(T *scores, const T *peak, T *sum) const {
-    for (int64_t i = 0; i < key_strips; ++i) {
-      const auto &span = key_spans[i];
-      for (int64_t column = 0; column < padded<T>(rows); column += width<T>) {
-        T *row = scores + span.begin * interval_tile + column;
-        if (column < first_column(span) || column >= end_column(span)) {
-          for (int64_t key = span.begin; key < span.end; ++key, row += interval_tile) store<T>(row, Vector<T>{});
-          continue;
-        }
-        const auto top = load<T>(peak + column);
-        auto total = load<T>(sum + column);
-        for (int64_t key = span.begin; key < span.end; ++key, row += interval_tile) {
-          const auto weight = interval_weight(load<T>(row) - top);
-          store<T>(row, weight);
-          total += weight;
-        }
-        store<T>(sum + column, total);
-      }
-    }
-  }
-
-  /// scores = exp(scores - peak), slopes = scores (slopes - delta); zero where nothing is seen.
-  void take_slopes(T *scores, T *slopes, const T *peak, const T *delta) const {
-    for (int64_t i = 0; i < key_strips; ++i) {
-      const auto &span = key_spans[i];
-      for (int64_t column = 0; column < padded<T>(rows); column += width<T>) {
-        const bool outside = column < first_column(span) || column >= end_column(span);
-        const auto top = load<T>(peak + column), d = load<T>(delta + column);
-        for (int64_t key = span.begin; key < span.end; ++key) {
-          T *score = scores + key * interval_tile + column, *slope = slopes + key * interval_tile + column;
-          if (outside || (real && !real[key])) {
-            store<T>(score, Vector<T>{});
-            store<T>(slope, Vector<T>{});
-            continue;
-          }
-          auto weight = interval_weight(load<T>(score) - top);
-          auto change = weight * (load<T>(slope) - d);
-          if (!whole) {
-            const auto visible = seen(key, column);
-            weight = select(visible, weight, Vector<T>{});
-            change = select(visible, change, Vector<T>{});
-          }
-          store<T>(score, weight);
-          store<T>(slope, change);
-        }
-      }
-    }
-  }
-};
+#include "interval_attention_tiles.kernels.hpp"
+#include "interval_distances.kernels.hpp"
 
 /// Asks for the next tile's rows, which may lie far apart.
 template <typename T> INLINE void interval_prefetch(int64_t rows, int64_t columns, const T *from, int64_t from_row) {
@@ -233,10 +10,12 @@ template <typename T> INLINE void interval_prefetch(int64_t rows, int64_t column
 
 template <typename T> void interval_forward(const IntervalWork<T> &work, const IntervalPlan &plan, int64_t head, int64_t segment) {
   const int64_t features = work.features, values = padded<T>(work.values), tile = interval_tile, ranges = plan.intervals.ranges;
-  Scratch scratch(sizeof(T) * static_cast<size_t>(tile * (features + 2 * values + tile + 2 * ranges + 3 + padded<T>(features))) + 1024);
+  Scratch scratch(IntervalDistanceScores<T>::bytes(work) +
+                  sizeof(T) * static_cast<size_t>(tile * (features + 2 * values + tile + 2 * ranges + 3 + padded<T>(features))) + 1024);
   T *q_rows = scratch.take<T>(tile * padded<T>(features)), *q = scratch.take<T>(tile * features), *room = scratch.take<T>(tile * values);
   T *scores = scratch.take<T>(tile * tile), *out = scratch.take<T>(tile * values), *bounds = scratch.take<T>(2 * ranges * tile);
   T *peak = scratch.take<T>(tile), *before = scratch.take<T>(tile), *sum = scratch.take<T>(tile);
+  const IntervalDistanceScores<T> distances(scratch, work, plan, head, segment);
   const T *k = work.k.head(head), *v = work.v.head(head);
   for (int64_t block = plan.segment_begin[segment]; block < plan.segment_begin[segment + 1]; ++block) {
     const int64_t rows = plan.rows_of(block), row = block * tile;
@@ -256,7 +35,8 @@ template <typename T> void interval_forward(const IntervalWork<T> &work, const I
         interval_prefetch<T>(plan.keys_of(next), features, k + next * tile * work.k.row, work.k.row);
         interval_prefetch<T>(plan.keys_of(next), work.values, v + next * tile * work.v.row, work.v.row);
       }
-      here.products(features, k + key * work.k.row, work.k.row, q, scores);
+      if (distances.any) distances.put(block, visit, q_rows, scores);
+      here.products(features, k + key * work.k.row, work.k.row, q, scores, distances.any);
       std::memcpy(before, peak, sizeof(T) * static_cast<size_t>(tile));
       here.take_peaks(scores, peak);
       // What was summed up below the new peak counts for less.
@@ -284,6 +64,15 @@ template <typename T> void interval_forward(const IntervalWork<T> &work, const I
       interval_unpack<T>(1, work.values, inverse, out + r * values, values, work.out.head(head) + (row + r) * work.out.row, 0);
     }
   }
+}
+
+/// The gradients of a tile's keys: dk, dv and da, as a slot has them.
+template <typename T> void interval_write_keys(const IntervalWork<T> &work, int64_t head, int64_t key, int64_t keys, const T *slot) {
+  const int64_t features = padded<T>(work.features), values = padded<T>(work.values);
+  const T *dv = slot + interval_tile * features, *d_bias = dv + interval_tile * values;
+  interval_unpack<T>(keys, work.features, T(1), slot, features, work.dk.head(head) + key * work.dk.row, work.dk.row);
+  interval_unpack<T>(keys, work.values, T(1), dv, values, work.dv.head(head) + key * work.dv.row, work.dv.row);
+  if (work.distances.rows) std::copy_n(d_bias, keys, work.distances.d_key_bias + head * work.keys + key);
 }
 
 /// What the backward pass needs of a block of queries.
@@ -323,12 +112,13 @@ template <typename T> struct IntervalBlock {
 
 template <typename T> void interval_backward(const IntervalWork<T> &work, const IntervalPlan &plan, int64_t head, int64_t segment) {
   const int64_t features = padded<T>(work.features), values = padded<T>(work.values), tile = interval_tile;
-  const int64_t ranges = plan.intervals.ranges, slot_size = tile * (features + values);
-  Scratch scratch(IntervalBlock<T>::bytes(work) +
+  const int64_t ranges = plan.intervals.ranges, slot_size = tile * (features + values + 1);
+  Scratch scratch(IntervalBlock<T>::bytes(work) + IntervalDistanceScores<T>::bytes(work) +
                   sizeof(T) * static_cast<size_t>(plan.slots * slot_size + tile * (features + 2 * tile + 2 * ranges)) + 1024);
   IntervalBlock<T> queries(scratch, work);
   T *slots = scratch.take<T>(plan.slots * slot_size), *room = scratch.take<T>(tile * features);
   T *weights = scratch.take<T>(tile * tile), *slopes = scratch.take<T>(tile * tile), *bounds = scratch.take<T>(2 * ranges * tile);
+  const IntervalDistanceScores<T> distances(scratch, work, plan, head, segment);
   const T *k = work.k.head(head), *v = work.v.head(head);
   for (int64_t block = plan.segment_begin[segment]; block < plan.segment_begin[segment + 1]; ++block) {
     const int64_t rows = plan.rows_of(block);
@@ -337,7 +127,7 @@ template <typename T> void interval_backward(const IntervalWork<T> &work, const 
       const auto &visit = plan.visits[i];
       const IntervalTile<T> here(plan, block, visit, work.real(head), bounds);
       const int64_t key = visit.tile * tile;
-      T *dk = slots + visit.slot * slot_size, *dv = dk + tile * features;
+      T *dk = slots + visit.slot * slot_size, *dv = dk + tile * features, *d_bias = dv + tile * values;
       if (visit.first) interval_zero(slot_size, dk);
       if (!here.hidden()) {
         if (static_cast<size_t>(i + 1) < plan.visits.size()) {
@@ -346,16 +136,17 @@ template <typename T> void interval_backward(const IntervalWork<T> &work, const 
           interval_prefetch<T>(plan.keys_of(next), work.values, v + next * tile * work.v.row, work.v.row);
         }
         const IntervalRows<T> key_rows(here.keys, work.features, k + key * work.k.row, work.k.row, room);
-        here.products(work.features, key_rows.data, key_rows.row, queries.q_turned, weights);
-        here.products(work.values, v + key * work.v.row, work.v.row, queries.g_turned, slopes);
+        if (distances.any) distances.put(block, visit, queries.q, weights);
+        here.products(work.features, key_rows.data, key_rows.row, queries.q_turned, weights, distances.any);
+        here.products(work.values, v + key * work.v.row, work.v.row, queries.g_turned, slopes, false);
         here.take_slopes(weights, slopes, queries.peak, queries.delta);
         here.add_to_keys(weights, queries.g, values, dv);
         here.add_to_keys(slopes, queries.q, features, dk);
         here.add_to_queries(slopes, key_rows, features, queries.dq);
+        if (distances.any) distances.add_gradients(block, visit, slopes, queries.q, queries.dq, d_bias);
       }
       if (visit.finish == IntervalVisit::direct) {
-        interval_unpack<T>(here.keys, work.features, T(1), dk, features, work.dk.head(head) + key * work.dk.row, work.dk.row);
-        interval_unpack<T>(here.keys, work.values, T(1), dv, values, work.dv.head(head) + key * work.dv.row, work.dv.row);
+        interval_write_keys(work, head, key, here.keys, dk);
       } else if (visit.finish != IntervalVisit::later) {
         std::memcpy(work.partial_of(head, visit.finish), dk, sizeof(T) * static_cast<size_t>(slot_size));
       }
@@ -371,15 +162,14 @@ template <typename T> void interval_finish(const IntervalWork<T> &work, const In
     T *sum = work.partial_of(head, shared.first_partial);
     for (int32_t other = shared.first_partial + 1; other < shared.end_partial; ++other) {
       const T *more = work.partial_of(head, other);
-      for (int64_t c = 0; c < tile * (features + values); c += width<T>) store<T>(sum + c, load<T>(sum + c) + load<T>(more + c));
+      for (int64_t c = 0; c < tile * (features + values + 1); c += width<T>) store<T>(sum + c, load<T>(sum + c) + load<T>(more + c));
     }
-    const int64_t key = shared.tile * tile, keys = plan.keys_of(shared.tile);
-    interval_unpack<T>(keys, work.features, T(1), sum, features, work.dk.head(head) + key * work.dk.row, work.dk.row);
-    interval_unpack<T>(keys, work.values, T(1), sum + tile * features, values, work.dv.head(head) + key * work.dv.row, work.dv.row);
+    interval_write_keys(work, head, shared.tile * tile, plan.keys_of(shared.tile), sum);
   }
   for (int32_t unseen : plan.unseen)
     for (int64_t key = unseen * tile; key < unseen * tile + plan.keys_of(unseen); ++key) {
       interval_zero(work.features, work.dk.head(head) + key * work.dk.row);
       interval_zero(work.values, work.dv.head(head) + key * work.dv.row);
+      if (work.distances.rows) work.distances.d_key_bias[head * work.keys + key] = 0;
     }
 }

@@ -38,9 +38,14 @@ void IntervalPlan::walk(int64_t block) {
   met.erase(std::unique(met.begin(), met.end()), met.end());
   for (int32_t tile : met) {
     const int64_t from = tile * interval_tile, to = from + keys_of(tile);
-    IntervalVisit visit{tile, -1, 0, IntervalVisit::later, false};
-    const bool whole = std::any_of(hulls.begin(), hulls.end(), [&](const Hull &h) { return h.whole_from <= from && h.whole_to >= to; });
-    if (whole || describe(block, tile, visit)) visits.push_back(visit);
+    IntervalVisit visit;
+    visit.tile = tile;
+    visit.first_range = static_cast<int32_t>(met_ranges.size());
+    const auto whole = std::find_if(hulls.begin(), hulls.end(), [&](const Hull &h) { return h.whole_from <= from && h.whole_to >= to; });
+    if (whole != hulls.end()) met_ranges.push_back(static_cast<int32_t>(whole - hulls.begin()));
+    const bool seen = whole != hulls.end() || describe(block, tile, visit);
+    visit.end_range = static_cast<int32_t>(met_ranges.size());
+    if (seen) visits.push_back(visit);
   }
 }
 
@@ -55,7 +60,6 @@ bool IntervalPlan::describe(int64_t block, int64_t tile, IntervalVisit &visit) {
     };
     part.keys[i] = empty(keys), part.queries[i] = empty(rows);
   }
-  part.first_range = static_cast<int32_t>(part_ranges.size());
   auto widen = [](IntervalSpan &span, int64_t from, int64_t to) {
     span.from = std::min(span.from, static_cast<int16_t>(from));
     span.to = std::max(span.to, static_cast<int16_t>(to));
@@ -71,9 +75,8 @@ bool IntervalPlan::describe(int64_t block, int64_t tile, IntervalVisit &visit) {
       widen(part.queries[row / interval_strip], from, to);
       for (int64_t i = from / interval_strip; i * interval_strip < to; ++i) widen(part.keys[i], row, row + 1);
     }
-    if (seen > before) part_ranges.push_back(static_cast<int32_t>(range));
+    if (seen > before) met_ranges.push_back(static_cast<int32_t>(range));
   }
-  part.end_range = static_cast<int32_t>(part_ranges.size());
   if (seen == 0) return false;
   if (seen < rows * keys) {
     visit.part = static_cast<int32_t>(parts.size());
