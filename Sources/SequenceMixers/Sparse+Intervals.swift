@@ -62,8 +62,8 @@ extension SparsePattern {
     /// More ranges than this are quicker in blocks that fit the pattern.
     private static let mostRanges = 24
 
-    /// What ``intervalAttention(_:_:_:intervals:keyMask:scale:)`` takes: int32 `[ranges, length, 2]`, the same for all heads, or
-    /// `[heads, ranges, length, 2]`; nil where a query sees too many ranges.
+    /// What ``intervalAttention(_:_:_:intervals:keyMask:scale:distances:)`` takes: int32 `[ranges, length, 2]`, the same for
+    /// all heads, or `[heads, ranges, length, 2]`; nil where a query sees too many ranges.
     func intervals(length: Int, heads: Int, isCausal: Bool) -> Tensor? {
         let ofHeads = (0..<heads).map { regions(length: length, head: $0, isCausal: isCausal) }
         guard ofHeads.joined().allSatisfy(\.isFewRanges) else { return nil }

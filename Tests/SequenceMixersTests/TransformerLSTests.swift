@@ -13,8 +13,8 @@ import TorchNN
         return layer
     }
 
-    /// More than a thousand queries: several groups, each of which is computed again for its gradient; without distances, one
-    /// softmax over ranges of keys.
+    /// More than a thousand queries: one softmax over ranges of keys; composed, several groups, each of which is computed again
+    /// for its gradient.
     @Test(arguments: [LongShortPositionKind.transformerXL, .none], [0, 20])
     func groupsAreTheWhole(_ positions: LongShortPositionKind, _ cached: Int) {
         let layer = causal(positions)
