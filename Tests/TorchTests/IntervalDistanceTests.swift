@@ -99,7 +99,7 @@ import Testing
         let x = setting.inputs()
         let expected = setting.definition(x)
         let composed = composedIntervalAttention(
-            x[0], x[1], x[2], x[6], setting.masked ? x[7] : nil, setting.scale, setting.distances(x))
+            x[0], x[1], x[2], [IntervalPass(x[6])], setting.masked ? x[7] : nil, setting.scale, setting.distances(x))
         expectClose(setting(x)[0], expected, 1e-11)
         expectClose(composed, expected, 1e-11)
         let leaves = x.map { $0.dtype == .float64 ? $0.requiringGrad() : $0 }

@@ -16,12 +16,16 @@ typedef struct {
 
 /// out_i = softmax over the visible keys j of (scale q_i · k_j), times v_j; a row that sees nothing is 0 and takes no gradient.
 ///
-/// q [batch, heads, queries, D], k [batch, heads, keys, D], v [batch, heads, keys, E]. `intervals`, int32 on the CPU,
-/// [K, queries, 2] or [heads, K, queries, 2], holds for every query K half-open ranges start..<end of keys, which do not overlap
-/// (empty where start >= end; what lies outside of the keys is left out). `key_mask` [batch, keys] of booleans or NULL: false
-/// hides a key. `distances` or NULL add to the scores. O(queries + keys) memory and no matrix of scores, gradients included.
-ctorch_tensor ctorch_interval_attention(ctorch_tensor q, ctorch_tensor k, ctorch_tensor v, ctorch_tensor intervals,
-                                        ctorch_tensor key_mask, double scale, const ctorch_interval_distances *distances,
-                                        ctorch_error *error);
+/// q [batch, heads, queries, D], k [batch, heads, keys, D], v [batch, heads, keys, E]. `key_mask` [batch, keys] of booleans or
+/// NULL: false hides a key. What is visible is the union of `pass_count` passes, three tensors each, all int32 on the CPU:
+///   intervals [K, queries, 2] or [heads, K, queries, 2]: for every query K half-open ranges start..<end of keys, which do not
+///     overlap (empty where start >= end; what lies outside of the keys is left out),
+///   an order of the queries, or NULL: the pass has these rows of q, as many as the intervals, each at most once,
+///   an order of the keys, or NULL: the ranges count places in this list of rows of k and v, each at most once.
+/// No pair may be in two passes, and the first pass has all queries and keys. `distances` or NULL add to the scores of a single
+/// pass without orders. O(queries + keys) memory for each pass and no matrix of scores, gradients included.
+ctorch_tensor ctorch_interval_attention(ctorch_tensor q, ctorch_tensor k, ctorch_tensor v, const ctorch_tensor *passes,
+                                        size_t pass_count, ctorch_tensor key_mask, double scale,
+                                        const ctorch_interval_distances *distances, ctorch_error *error);
 
 CTORCH_END

@@ -99,19 +99,46 @@ template <typename T> struct IntervalDistances {
   }
 };
 
+/// Which row of a head stands at a place: as they lie, or as a list says.
+struct IntervalOrder {
+  const int32_t *rows = nullptr;
+
+  bool is_natural() const { return rows == nullptr; }
+  int64_t operator[](int64_t place) const { return rows ? rows[place] : place; }
+};
+
+/// The rows of one head in an order.
+template <typename T> struct OrderedRows {
+  T *data;
+  int64_t row, columns;
+  IntervalOrder order;
+
+  T *operator[](int64_t place) const { return data + order[place] * row; }
+};
+
 /// One pass over [batch, heads, queries or keys, …].
+///
+/// The plan counts places; `query_order` and `key_order` say whose they are.
 template <typename T> struct IntervalWork {
-  int64_t heads, queries, keys, features, values;
+  int64_t heads, queries, keys, features, values; // `keys`: their places in this pass
   T scale;
+  IntervalOrder query_order, key_order;
+  bool continues; // out, peak and inverse_sum, or the gradients, hold what earlier passes found
   Rows<const T> q, k, v, cotangent;
   Rows<T> out, dq, dk, dv;
-  const bool *mask; // [batch, keys] or null
+  const bool *mask; // [batch, keys] in this pass's order, or null
   T *peak;          // [batch heads, queries]: the largest score of a row, infinity where it sees nothing
   T *inverse_sum;   // [batch heads, queries]: 1 / Σ exp(score - peak), 0 where it sees nothing
   T *partial;       // [batch heads, partials, partial_size()]: gradients of keys that several tasks meet
   int64_t partials;
-  IntervalDistances<T> distances;
+  IntervalDistances<T> distances; // where rows are taken as they lie
 
+  template <typename U> OrderedRows<U> by_query(const Rows<U> &x, int64_t head, int64_t columns) const {
+    return {x.head(head), x.row, columns, query_order};
+  }
+  template <typename U> OrderedRows<U> by_key(const Rows<U> &x, int64_t head, int64_t columns) const {
+    return {x.head(head), x.row, columns, key_order};
+  }
   const bool *real(int64_t head) const { return mask ? mask + head / heads * keys : nullptr; }
   /// dk, dv and da; rows may be padded to 16 numbers.
   int64_t partial_size() const { return interval_tile * (features + values + 32); }

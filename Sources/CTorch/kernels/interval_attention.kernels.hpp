@@ -2,41 +2,65 @@
 #include "interval_attention_tiles.kernels.hpp"
 #include "interval_distances.kernels.hpp"
 
-/// Asks for the next tile's rows, which may lie far apart.
-template <typename T> INLINE void interval_prefetch(int64_t rows, int64_t columns, const T *from, int64_t from_row) {
+/// Asks for rows that may lie far apart.
+template <typename T> INLINE void interval_prefetch(const OrderedRows<const T> &from, int64_t first, int64_t rows) {
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; c += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(from + r * from_row + c);
+    for (int64_t c = 0; c < from.columns; c += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(from[first + r] + c);
 }
+
+/// What one head's tasks read.
+template <typename T> struct IntervalInputs {
+  OrderedRows<const T> q, k, v;
+
+  IntervalInputs(const IntervalWork<T> &work, int64_t head)
+      : q(work.by_query(work.q, head, work.features)), k(work.by_key(work.k, head, work.features)),
+        v(work.by_key(work.v, head, work.values)) {}
+
+  /// Asks for the keys and values of the visit after this one.
+  INLINE void prefetch_next(const IntervalPlan &plan, int64_t visit) const {
+    if (static_cast<size_t>(visit + 1) >= plan.visits.size()) return;
+    const int64_t next = plan.visits[visit + 1].tile;
+    interval_prefetch<T>(k, next * interval_tile, plan.keys_of(next));
+    interval_prefetch<T>(v, next * interval_tile, plan.keys_of(next));
+  }
+};
 
 template <typename T> void interval_forward(const IntervalWork<T> &work, const IntervalPlan &plan, int64_t head, int64_t segment) {
   const int64_t features = work.features, values = padded<T>(work.values), tile = interval_tile, ranges = plan.intervals.ranges;
-  Scratch scratch(IntervalDistanceScores<T>::bytes(work) +
-                  sizeof(T) * static_cast<size_t>(tile * (features + 2 * values + tile + 2 * ranges + 3 + padded<T>(features))) + 1024);
-  T *q_rows = scratch.take<T>(tile * padded<T>(features)), *q = scratch.take<T>(tile * features), *room = scratch.take<T>(tile * values);
+  const int64_t columns = features + 2 * padded<T>(features) + 2 * values + tile + 2 * ranges + 3;
+  Scratch scratch(IntervalDistanceScores<T>::bytes(work) + sizeof(T) * static_cast<size_t>(tile * columns) + 1024);
+  T *q = scratch.take<T>(tile * padded<T>(features)), *q_turned = scratch.take<T>(tile * features);
+  T *key_room = scratch.take<T>(tile * padded<T>(features)), *value_room = scratch.take<T>(tile * values);
   T *scores = scratch.take<T>(tile * tile), *out = scratch.take<T>(tile * values), *bounds = scratch.take<T>(2 * ranges * tile);
   T *peak = scratch.take<T>(tile), *before = scratch.take<T>(tile), *sum = scratch.take<T>(tile);
+  T *peaks = work.peak + head * work.queries, *inverse_sums = work.inverse_sum + head * work.queries;
+  const IntervalInputs<T> inputs(work, head);
   const IntervalDistanceScores<T> distances(scratch, work, plan, head, segment);
-  const T *k = work.k.head(head), *v = work.v.head(head);
+  const auto outs = work.by_query(work.out, head, work.values);
   for (int64_t block = plan.segment_begin[segment]; block < plan.segment_begin[segment + 1]; ++block) {
+    if (work.continues && plan.first_visit[block] == plan.first_visit[block + 1]) continue;
     const int64_t rows = plan.rows_of(block), row = block * tile;
-    interval_pack<T>(rows, features, work.scale, work.q.head(head) + row * work.q.row, work.q.row, q_rows, padded<T>(features));
-    interval_turn<T>(rows, features, q_rows, padded<T>(features), q);
+    interval_pack<T>(inputs.q, row, rows, work.scale, q, padded<T>(features));
+    interval_turn<T>(rows, features, q, padded<T>(features), q_turned);
     std::fill_n(peak, tile, T(-INFINITY));
     interval_zero(tile, sum);
     interval_zero(rows * values, out);
-    bool first = true;
+    for (int64_t r = 0; work.continues && r < rows; ++r) {
+      const int64_t query = work.query_order[row + r];
+      if (inverse_sums[query] == 0) continue;
+      peak[r] = peaks[query];
+      sum[r] = 1 / inverse_sums[query];
+      interval_pack<T>(outs, row + r, 1, sum[r], out + r * values, values);
+    }
+    bool first = !work.continues;
     for (int64_t i = plan.first_visit[block]; i < plan.first_visit[block + 1]; ++i) {
       const auto &visit = plan.visits[i];
       const IntervalTile<T> here(plan, block, visit, work.real(head), bounds);
       if (here.hidden()) continue;
       const int64_t key = visit.tile * tile;
-      if (static_cast<size_t>(i + 1) < plan.visits.size()) {
-        const int64_t next = plan.visits[i + 1].tile;
-        interval_prefetch<T>(plan.keys_of(next), features, k + next * tile * work.k.row, work.k.row);
-        interval_prefetch<T>(plan.keys_of(next), work.values, v + next * tile * work.v.row, work.v.row);
-      }
-      if (distances.any) distances.put(block, visit, q_rows, scores);
-      here.products(features, k + key * work.k.row, work.k.row, q, scores, distances.any);
+      inputs.prefetch_next(plan, i);
+      if (distances.any) distances.put(block, visit, q, scores);
+      here.products(features, IntervalRows<T>::left(inputs.k, key, here.keys, key_room), q_turned, scores, distances.any);
       std::memcpy(before, peak, sizeof(T) * static_cast<size_t>(tile));
       here.take_peaks(scores, peak);
       // What was summed up below the new peak counts for less.
@@ -53,26 +77,18 @@ template <typename T> void interval_forward(const IntervalWork<T> &work, const I
       here.take_weights(scores, peak, sum);
       for (int64_t c = 0; c < tile; c += width<T>)
         store<T>(peak + c, select(load<T>(sum + c) == Vector<T>{}, splat<T>(-INFINITY), load<T>(peak + c)));
-      here.add_to_queries(scores, IntervalRows<T>(here.keys, work.values, v + key * work.v.row, work.v.row, room), values, out);
+      here.add_to_queries(scores, IntervalRows<T>::right(inputs.v, key, here.keys, value_room), values, out);
       first = false;
     }
     for (int64_t r = 0; r < rows; ++r) {
       const bool blind = sum[r] == 0;
       const T inverse = blind ? T(0) : 1 / sum[r];
-      work.peak[head * work.queries + row + r] = blind ? T(INFINITY) : peak[r];
-      work.inverse_sum[head * work.queries + row + r] = inverse;
-      interval_unpack<T>(1, work.values, inverse, out + r * values, values, work.out.head(head) + (row + r) * work.out.row, 0);
+      const int64_t query = work.query_order[row + r];
+      peaks[query] = blind ? T(INFINITY) : peak[r];
+      inverse_sums[query] = inverse;
+      interval_unpack<T>(outs, row + r, 1, inverse, false, out + r * values, values);
     }
   }
-}
-
-/// The gradients of a tile's keys: dk, dv and da, as a slot has them.
-template <typename T> void interval_write_keys(const IntervalWork<T> &work, int64_t head, int64_t key, int64_t keys, const T *slot) {
-  const int64_t features = padded<T>(work.features), values = padded<T>(work.values);
-  const T *dv = slot + interval_tile * features, *d_bias = dv + interval_tile * values;
-  interval_unpack<T>(keys, work.features, T(1), slot, features, work.dk.head(head) + key * work.dk.row, work.dk.row);
-  interval_unpack<T>(keys, work.values, T(1), dv, values, work.dv.head(head) + key * work.dv.row, work.dv.row);
-  if (work.distances.rows) std::copy_n(d_bias, keys, work.distances.d_key_bias + head * work.keys + key);
 }
 
 /// What the backward pass needs of a block of queries.
@@ -91,18 +107,21 @@ template <typename T> struct IntervalBlock {
   }
 
   /// Scaled queries, and the cotangents divided by the sums: then the weights need no division.
-  void read(const IntervalWork<T> &work, int64_t head, int64_t row, int64_t rows) {
-    const T *inverse = work.inverse_sum + head * work.queries + row, *peaks = work.peak + head * work.queries + row;
-    interval_pack<T>(rows, work.features, work.scale, work.q.head(head) + row * work.q.row, work.q.row, q, features);
+  void read(const IntervalWork<T> &work, const IntervalInputs<T> &inputs, int64_t head, int64_t row, int64_t rows) {
+    const T *inverse_sums = work.inverse_sum + head * work.queries, *peaks = work.peak + head * work.queries;
+    const auto cotangents = work.by_query(work.cotangent, head, work.values);
+    const auto outs = work.by_query(work.out, head, work.values);
+    interval_pack<T>(inputs.q, row, rows, work.scale, q, features);
     for (int64_t r = 0; r < rows; ++r) {
-      interval_pack<T>(1, work.values, inverse[r], work.cotangent.head(head) + (row + r) * work.cotangent.row, 0, g + r * values, values);
-      const T *out = work.out.head(head) + (row + r) * work.out.row;
+      const int64_t query = work.query_order[row + r];
+      interval_pack<T>(cotangents, row + r, 1, inverse_sums[query], g + r * values, values);
+      const T *out = outs[row + r];
       Vector<T> sum{};
       int64_t c = 0;
       for (; c + width<T> <= work.values; c += width<T>) sum += load<T>(g + r * values + c) * load<T>(out + c);
       if (c < work.values) sum += load<T>(g + r * values + c) * load_first<T>(out + c, work.values - c);
       delta[r] = sum_of<T>(sum);
-      peak[r] = peaks[r];
+      peak[r] = peaks[query];
     }
     interval_turn<T>(rows, work.features, q, features, q_turned);
     interval_turn<T>(rows, work.values, g, values, g_turned);
@@ -110,66 +129,89 @@ template <typename T> struct IntervalBlock {
   }
 };
 
+/// The gradients of a tile's keys, as tasks sum them up: dk and dv in padded rows, and da.
+template <typename T> struct IntervalSlot {
+  int64_t features, values; // padded
+  T *dk, *dv, *d_bias;
+
+  IntervalSlot(const IntervalWork<T> &work, T *data)
+      : features(padded<T>(work.features)), values(padded<T>(work.values)), dk(data), dv(dk + interval_tile * features),
+        d_bias(dv + interval_tile * values) {}
+
+  static int64_t size(const IntervalWork<T> &work) {
+    return interval_tile * (padded<T>(work.features) + padded<T>(work.values) + 1);
+  }
+
+  /// Writes the gradients of the keys, or adds them to what is there.
+  void write(const IntervalWork<T> &work, int64_t head, int64_t key, int64_t keys) const {
+    interval_unpack<T>(work.by_key(work.dk, head, work.features), key, keys, T(1), work.continues, dk, features);
+    interval_unpack<T>(work.by_key(work.dv, head, work.values), key, keys, T(1), work.continues, dv, values);
+    if (work.distances.rows) std::copy_n(d_bias, keys, work.distances.d_key_bias + head * work.keys + key);
+  }
+};
+
 template <typename T> void interval_backward(const IntervalWork<T> &work, const IntervalPlan &plan, int64_t head, int64_t segment) {
   const int64_t features = padded<T>(work.features), values = padded<T>(work.values), tile = interval_tile;
-  const int64_t ranges = plan.intervals.ranges, slot_size = tile * (features + values + 1);
+  const int64_t ranges = plan.intervals.ranges, slot_size = IntervalSlot<T>::size(work);
+  const int64_t room_size = plan.slots * slot_size + tile * (features + values + 2 * tile + 2 * ranges);
   Scratch scratch(IntervalBlock<T>::bytes(work) + IntervalDistanceScores<T>::bytes(work) +
-                  sizeof(T) * static_cast<size_t>(plan.slots * slot_size + tile * (features + 2 * tile + 2 * ranges)) + 1024);
+                  sizeof(T) * static_cast<size_t>(room_size) + 1024);
   IntervalBlock<T> queries(scratch, work);
-  T *slots = scratch.take<T>(plan.slots * slot_size), *room = scratch.take<T>(tile * features);
+  T *slots = scratch.take<T>(plan.slots * slot_size);
+  T *key_room = scratch.take<T>(tile * features), *value_room = scratch.take<T>(tile * values);
   T *weights = scratch.take<T>(tile * tile), *slopes = scratch.take<T>(tile * tile), *bounds = scratch.take<T>(2 * ranges * tile);
+  const IntervalInputs<T> inputs(work, head);
   const IntervalDistanceScores<T> distances(scratch, work, plan, head, segment);
-  const T *k = work.k.head(head), *v = work.v.head(head);
+  const auto dq = work.by_query(work.dq, head, work.features);
   for (int64_t block = plan.segment_begin[segment]; block < plan.segment_begin[segment + 1]; ++block) {
+    if (work.continues && plan.first_visit[block] == plan.first_visit[block + 1]) continue;
     const int64_t rows = plan.rows_of(block);
-    queries.read(work, head, block * tile, rows);
+    queries.read(work, inputs, head, block * tile, rows);
     for (int64_t i = plan.first_visit[block]; i < plan.first_visit[block + 1]; ++i) {
       const auto &visit = plan.visits[i];
       const IntervalTile<T> here(plan, block, visit, work.real(head), bounds);
       const int64_t key = visit.tile * tile;
-      T *dk = slots + visit.slot * slot_size, *dv = dk + tile * features, *d_bias = dv + tile * values;
-      if (visit.first) interval_zero(slot_size, dk);
+      const IntervalSlot<T> slot(work, slots + visit.slot * slot_size);
+      if (visit.first) interval_zero(slot_size, slot.dk);
       if (!here.hidden()) {
-        if (static_cast<size_t>(i + 1) < plan.visits.size()) {
-          const int64_t next = plan.visits[i + 1].tile;
-          interval_prefetch<T>(plan.keys_of(next), work.features, k + next * tile * work.k.row, work.k.row);
-          interval_prefetch<T>(plan.keys_of(next), work.values, v + next * tile * work.v.row, work.v.row);
-        }
-        const IntervalRows<T> key_rows(here.keys, work.features, k + key * work.k.row, work.k.row, room);
+        inputs.prefetch_next(plan, i);
+        const auto k = IntervalRows<T>::right(inputs.k, key, here.keys, key_room);
+        const auto v = IntervalRows<T>::left(inputs.v, key, here.keys, value_room);
         if (distances.any) distances.put(block, visit, queries.q, weights);
-        here.products(work.features, key_rows.data, key_rows.row, queries.q_turned, weights, distances.any);
-        here.products(work.values, v + key * work.v.row, work.v.row, queries.g_turned, slopes, false);
+        here.products(work.features, k, queries.q_turned, weights, distances.any);
+        here.products(work.values, v, queries.g_turned, slopes, false);
         here.take_slopes(weights, slopes, queries.peak, queries.delta);
-        here.add_to_keys(weights, queries.g, values, dv);
-        here.add_to_keys(slopes, queries.q, features, dk);
-        here.add_to_queries(slopes, key_rows, features, queries.dq);
-        if (distances.any) distances.add_gradients(block, visit, slopes, queries.q, queries.dq, d_bias);
+        here.add_to_keys(weights, queries.g, values, slot.dv);
+        here.add_to_keys(slopes, queries.q, features, slot.dk);
+        here.add_to_queries(slopes, k, features, queries.dq);
+        if (distances.any) distances.add_gradients(block, visit, slopes, queries.q, queries.dq, slot.d_bias);
       }
-      if (visit.finish == IntervalVisit::direct) {
-        interval_write_keys(work, head, key, here.keys, dk);
-      } else if (visit.finish != IntervalVisit::later) {
-        std::memcpy(work.partial_of(head, visit.finish), dk, sizeof(T) * static_cast<size_t>(slot_size));
-      }
+      if (visit.finish == IntervalVisit::direct)
+        slot.write(work, head, key, here.keys);
+      else if (visit.finish != IntervalVisit::later)
+        std::memcpy(work.partial_of(head, visit.finish), slot.dk, sizeof(T) * static_cast<size_t>(slot_size));
     }
-    interval_unpack<T>(rows, work.features, work.scale, queries.dq, features, work.dq.head(head) + block * tile * work.dq.row, work.dq.row);
+    interval_unpack<T>(dq, block * tile, rows, work.scale, work.continues, queries.dq, features);
   }
 }
 
 /// The gradients of keys that several segments met, or none.
 template <typename T> void interval_finish(const IntervalWork<T> &work, const IntervalPlan &plan, int64_t head) {
-  const int64_t features = padded<T>(work.features), values = padded<T>(work.values), tile = interval_tile;
+  const int64_t slot_size = IntervalSlot<T>::size(work);
   for (const auto &shared : plan.shared) {
     T *sum = work.partial_of(head, shared.first_partial);
     for (int32_t other = shared.first_partial + 1; other < shared.end_partial; ++other) {
       const T *more = work.partial_of(head, other);
-      for (int64_t c = 0; c < tile * (features + values + 1); c += width<T>) store<T>(sum + c, load<T>(sum + c) + load<T>(more + c));
+      for (int64_t c = 0; c < slot_size; c += width<T>) store<T>(sum + c, load<T>(sum + c) + load<T>(more + c));
     }
-    interval_write_keys(work, head, shared.tile * tile, plan.keys_of(shared.tile), sum);
+    IntervalSlot<T>(work, sum).write(work, head, shared.tile * interval_tile, plan.keys_of(shared.tile));
   }
+  if (work.continues) return;
+  const auto dk = work.by_key(work.dk, head, work.features), dv = work.by_key(work.dv, head, work.values);
   for (int32_t unseen : plan.unseen)
-    for (int64_t key = unseen * tile; key < unseen * tile + plan.keys_of(unseen); ++key) {
-      interval_zero(work.features, work.dk.head(head) + key * work.dk.row);
-      interval_zero(work.values, work.dv.head(head) + key * work.dv.row);
+    for (int64_t key = unseen * interval_tile; key < unseen * interval_tile + plan.keys_of(unseen); ++key) {
+      interval_zero(dk.columns, dk[key]);
+      interval_zero(dv.columns, dv[key]);
       if (work.distances.rows) work.distances.d_key_bias[head * work.keys + key] = 0;
     }
 }

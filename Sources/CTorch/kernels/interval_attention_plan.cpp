@@ -32,7 +32,8 @@ void IntervalPlan::walk(int64_t block) {
       hull.last = std::max(hull.last, to);
     }
     hulls.push_back(hull);
-    for (int64_t tile = hull.first / interval_tile; tile * interval_tile < hull.last; ++tile) met.push_back(static_cast<int32_t>(tile));
+    for (int64_t tile = hull.first / interval_tile; tile * interval_tile < hull.last; ++tile)
+      met.push_back(static_cast<int32_t>(tile));
   }
   std::sort(met.begin(), met.end());
   met.erase(std::unique(met.begin(), met.end()), met.end());
@@ -41,7 +42,8 @@ void IntervalPlan::walk(int64_t block) {
     IntervalVisit visit;
     visit.tile = tile;
     visit.first_range = static_cast<int32_t>(met_ranges.size());
-    const auto whole = std::find_if(hulls.begin(), hulls.end(), [&](const Hull &h) { return h.whole_from <= from && h.whole_to >= to; });
+    const auto shows_all = [&](const Hull &hull) { return hull.whole_from <= from && hull.whole_to >= to; };
+    const auto whole = std::find_if(hulls.begin(), hulls.end(), shows_all);
     if (whole != hulls.end()) met_ranges.push_back(static_cast<int32_t>(whole - hulls.begin()));
     const bool seen = whole != hulls.end() || describe(block, tile, visit);
     visit.end_range = static_cast<int32_t>(met_ranges.size());

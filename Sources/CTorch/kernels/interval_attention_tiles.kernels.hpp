@@ -20,23 +20,30 @@ INLINE Vector<float> interval_weight(Vector<float> x) {
 }
 INLINE Vector<double> interval_weight(Vector<double> x) { return exponential(x); }
 
-/// Rows of any length, times `scale`, into rows padded with zeros.
-template <typename T>
-void interval_pack(int64_t rows, int64_t columns, T scale, const T *from, int64_t from_row, T *to, int64_t to_row) {
-  const int64_t whole = columns / width<T> * width<T>;
-  for (int64_t r = 0; r < rows; ++r, from += from_row, to += to_row) {
-    for (int64_t c = 0; c < whole; c += width<T>) store<T>(to + c, load<T>(from + c) * scale);
-    if (whole < columns) store<T>(to + whole, load_first<T>(from + whole, columns - whole) * scale);
+/// The rows from place `first` on, times `scale`, into rows padded with zeros.
+template <typename T, typename U>
+void interval_pack(const OrderedRows<U> &from, int64_t first, int64_t rows, T scale, T *to, int64_t to_row) {
+  const int64_t whole = from.columns / width<T> * width<T>;
+  for (int64_t r = 0; r < rows; ++r, to += to_row) {
+    const T *row = from[first + r];
+    for (int64_t c = 0; c < whole; c += width<T>) store<T>(to + c, load<T>(row + c) * scale);
+    if (whole < from.columns) store<T>(to + whole, load_first<T>(row + whole, from.columns - whole) * scale);
   }
 }
 
-/// And back.
+/// And back, or added to what is there.
 template <typename T>
-void interval_unpack(int64_t rows, int64_t columns, T scale, const T *from, int64_t from_row, T *to, int64_t to_row) {
-  const int64_t whole = columns / width<T> * width<T>;
-  for (int64_t r = 0; r < rows; ++r, from += from_row, to += to_row) {
-    for (int64_t c = 0; c < whole; c += width<T>) store<T>(to + c, load<T>(from + c) * scale);
-    if (whole < columns) store_first<T>(to + whole, load<T>(from + whole) * scale, columns - whole);
+void interval_unpack(const OrderedRows<T> &to, int64_t first, int64_t rows, T scale, bool add, const T *from, int64_t from_row) {
+  const int64_t whole = to.columns / width<T> * width<T>, rest = to.columns - whole;
+  for (int64_t r = 0; r < rows; ++r, from += from_row) {
+    T *row = to[first + r];
+    for (int64_t c = 0; c < whole; c += width<T>) {
+      const auto x = load<T>(from + c) * scale;
+      store<T>(row + c, add ? load<T>(row + c) + x : x);
+    }
+    if (rest == 0) continue;
+    const auto x = load<T>(from + whole) * scale;
+    store_first<T>(row + whole, add ? load_first<T>(row + whole, rest) + x : x, rest);
   }
 }
 
@@ -51,16 +58,24 @@ template <typename T> INLINE void interval_zero(int64_t count, T *to) {
   std::memset(static_cast<void *>(to), 0, sizeof(T) * static_cast<size_t>(count));
 }
 
-/// Rows that a product reads as its right side: as they are, or packed into `room`.
+/// Rows of a tile as a product reads them: as they lie, or packed into `room`.
 template <typename T> struct IntervalRows {
   const T *data;
   int64_t row;
 
-  IntervalRows(int64_t rows, int64_t columns, const T *from, int64_t from_row, T *room) : data(from), row(from_row) {
-    if (from_row == padded<T>(columns)) return;
-    row = padded<T>(columns);
-    interval_pack<T>(rows, columns, T(1), from, from_row, room, row);
-    data = room;
+  /// The left side of a product may have rows of any length, the right side such as are whole vectors.
+  static IntervalRows left(const OrderedRows<const T> &from, int64_t first, int64_t rows, T *room) {
+    return from.order.is_natural() ? IntervalRows{from[first], from.row} : packed(from, first, rows, room);
+  }
+  static IntervalRows right(const OrderedRows<const T> &from, int64_t first, int64_t rows, T *room) {
+    const bool fits = from.order.is_natural() && from.row == padded<T>(from.columns);
+    return fits ? IntervalRows{from[first], from.row} : packed(from, first, rows, room);
+  }
+
+private:
+  static IntervalRows packed(const OrderedRows<const T> &from, int64_t first, int64_t rows, T *room) {
+    interval_pack<T>(from, first, rows, T(1), room, padded<T>(from.columns));
+    return {room, padded<T>(from.columns)};
   }
 };
 
@@ -77,7 +92,8 @@ template <typename T> struct IntervalTile {
 
   IntervalTile(const IntervalPlan &plan, int64_t block, const IntervalVisit &visit, const bool *mask, T *bounds)
       : rows(plan.rows_of(block)), keys(plan.keys_of(visit.tile)), real(mask ? mask + visit.tile * interval_tile : nullptr),
-        whole(visit.part < 0), ranges(0), from(bounds), to(nullptr), all_keys{0, static_cast<int16_t>(keys), 0, static_cast<int16_t>(rows)},
+        whole(visit.part < 0), ranges(0), from(bounds), to(nullptr),
+        all_keys{0, static_cast<int16_t>(keys), 0, static_cast<int16_t>(rows)},
         all_queries{0, static_cast<int16_t>(rows), 0, static_cast<int16_t>(keys)} {
     key_spans = &all_keys, query_spans = &all_queries;
     key_strips = query_strips = 1;
@@ -118,12 +134,12 @@ template <typename T> struct IntervalTile {
   static int64_t end_column(const IntervalSpan &span) { return padded<T>(span.to); }
 
   /// scores[key, query] = a_key · b_query, added to what they are if `accumulate`.
-  void products(int64_t depth, const T *a, int64_t a_row, const T *b, T *scores, bool accumulate) const {
+  void products(int64_t depth, const IntervalRows<T> &a, const T *b, T *scores, bool accumulate) const {
     for (int64_t i = 0; i < key_strips; ++i) {
       const auto &span = key_spans[i];
       const int64_t column = first_column(span), columns = end_column(span) - column;
       if (columns > 0)
-        multiply<T>(span.end - span.begin, columns, depth, a + span.begin * a_row, a_row, 1, b + column, interval_tile,
+        multiply<T>(span.end - span.begin, columns, depth, a.data + span.begin * a.row, a.row, 1, b + column, interval_tile,
                     scores + span.begin * interval_tile + column, interval_tile, accumulate);
     }
   }
@@ -133,8 +149,8 @@ template <typename T> struct IntervalTile {
     for (int64_t i = 0; i < key_strips; ++i) {
       const auto &span = key_spans[i];
       if (span.from < span.to)
-        multiply<T>(span.end - span.begin, columns, span.to - span.from, weights + span.begin * interval_tile + span.from, interval_tile,
-                    1, b + span.from * columns, columns, sum + span.begin * columns, columns, true);
+        multiply<T>(span.end - span.begin, columns, span.to - span.from, weights + span.begin * interval_tile + span.from,
+                    interval_tile, 1, b + span.from * columns, columns, sum + span.begin * columns, columns, true);
     }
   }
 

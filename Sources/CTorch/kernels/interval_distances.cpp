@@ -12,7 +12,8 @@ void check_distances(const Tensor &table, const Tensor &bias, const Tensor &key_
   TORCH_CHECK(table.sizes() == at::IntArrayRef({q.size(1), total, q.size(3)}) && bias.sizes() == table.sizes().slice(0, 2) &&
                   key_bias.sizes() == k.sizes().slice(0, 3),
               "attention over intervals needs a table [heads, distances, width] and a bias [heads, distances] of ", total,
-              " distances, and a bias of keys [batch, heads, keys], not ", table.sizes(), ", ", bias.sizes(), ", ", key_bias.sizes());
+              " distances, and a bias of keys [batch, heads, keys], not ", table.sizes(), ", ", bias.sizes(), ", ",
+              key_bias.sizes());
   TORCH_CHECK(static_cast<int64_t>(counts.size()) == intervals.size(1),
               "attention over intervals needs the number of distances of ", intervals.size(1), " ranges, not of ", counts.size());
   const int64_t heads = intervals.size(0), ranges = intervals.size(1), queries = intervals.size(2);
@@ -27,7 +28,8 @@ void check_distances(const Tensor &table, const Tensor &bias, const Tensor &key_
   }
 }
 
-DistanceTables::DistanceTables(const Tensor &table, const Tensor &bias, const Tensor &key_bias, const std::vector<int64_t> &counts) {
+DistanceTables::DistanceTables(const Tensor &table, const Tensor &bias, const Tensor &key_bias,
+                               const std::vector<int64_t> &counts) {
   if (!table.defined()) return;
   features_ = table.size(2);
   const int64_t places = table.size(1);
