@@ -289,7 +289,7 @@ private struct BlockGroup {
 
 // MARK: - Plans by length
 
-/// A sparse pattern with what has been compiled of it: ranges of keys for the CPU's kernel where there are few, otherwise plans.
+/// A sparse pattern with what has been compiled of it: passes of the CPU's kernel where few ranges say it, otherwise plans.
 final class SparseEvaluator {
     private struct Key: Hashable {
         let length: Int
@@ -299,7 +299,7 @@ final class SparseEvaluator {
     }
 
     private enum Compiled {
-        case intervals(Tensor)
+        case passes([IntervalPass])
         case plans(Plans)
     }
 
@@ -323,9 +323,9 @@ final class SparseEvaluator {
         let heads = q.size(1)
         let key = Key(length: q.size(2), heads: heads, seed: seed, onProcessor: q.device == .cpu)
         switch compiled(for: key) {
-        case .intervals(let intervals):
+        case .passes(let passes):
             let scale = 1 / Double(max(q.size(3), 1)).squareRoot()
-            return intervalAttention(q, k, v, intervals: intervals, keyMask: paddingMask, scale: scale)
+            return intervalAttention(q, k, v, passes: passes, keyMask: paddingMask, scale: scale)
         case .plans(let plans): return planned(q, k, v, paddingMask, plans)
         }
     }
@@ -348,10 +348,10 @@ final class SparseEvaluator {
         if let made = compiled[key] { return made }
         // Enough for the lengths of training and evaluation; a stream of many lengths would fill the memory.
         if compiled.count >= 4 { compiled = [:] }
-        let intervals =
+        let passes =
             key.onProcessor
-            ? pattern.seeded(key.seed).intervals(length: key.length, heads: key.heads, isCausal: isCausal) : nil
-        let made = intervals.map(Compiled.intervals) ?? .plans(make(key))
+            ? pattern.seeded(key.seed).passes(length: key.length, heads: key.heads, isCausal: isCausal) : nil
+        let made = passes.map(Compiled.passes) ?? .plans(make(key))
         compiled[key] = made
         return made
     }

@@ -176,6 +176,10 @@ import TorchNN
         return String(row)
     }
 
+    private static let dilations = SparsePattern([
+        .window(radius: 4), .window(radius: 4, dilation: 4), .window(radius: 3, dilation: 16),
+    ])
+
     /// Sequences of several tiles, heads that differ, keys that are hidden.
     @Test(
         arguments: [
@@ -183,6 +187,9 @@ import TorchNN
             .bigBird(block: 16, random: .drawn(count: 2, seed: 3)), .random(block: 8, .drawn(count: 1, seed: 1)),
             .multihead([.window(radius: 3), .window(radius: 90), SparsePattern(.block(50))]),
             .multihead([.window(radius: 3), SparsePattern(.stride(7))]), .fixed(block: 12, columns: 2),
+            .strided(11), .strided(9, radius: 20), .longformer(radius: 6, dilation: 3, tokens: [0, 40]), dilations,
+            .multihead([SparsePattern(.columns(size: 5, count: 2)), .window(radius: 2, dilation: 5), .strided(6)]),
+            .strided(7).union(.fixed(block: 10)),
             .custom(picture: scatteredRows),
         ], [false, true])
     func longerSequencesGiveTheReference(_ pattern: SparsePattern, _ causal: Bool) {
@@ -202,6 +209,56 @@ import TorchNN
             }
         }
     }
+
+    @Test(
+        arguments: [
+            SparsePattern.strided(8), .strided(64, radius: 5), .fixed(block: 8), .fixed(block: 64, columns: 3),
+            SparsePattern(.columns(size: 7, count: 1)), .window(radius: 3, dilation: 9), dilations,
+        ], [1, 2, 7, 64, 65, 131])
+    func anyLengthGivesTheReference(_ pattern: SparsePattern, _ length: Int) {
+        for causal in [false, true] {
+            let core = SparseCore(pattern, isCausal: causal)
+            let generator = RandomGenerator(seed: 4)
+            let x = (0..<3).map { _ in
+                Tensor.randomNormal([1, 2, length, 6], using: generator, dtype: .float64).requiringGrad()
+            }
+            let found = core(x[0], x[1], x[2], paddingMask: nil)
+            let expected = core.reference(x[0], x[1], x[2], paddingMask: nil)
+            #expect(found.deviation(from: expected) < 1e-12)
+            let slopes = [found, expected].map { gradients(of: [($0 * $0).sum()], withRespectTo: x) }
+            // Where every query sees but itself, those of queries and keys are 0: no scale to measure by.
+            for (a, b) in zip(slopes[0], slopes[1]) {
+                #expect(a.flatMap { a in b.map { (a - $0).abs().maximum().item() } } ?? 1 < 1e-11)
+            }
+        }
+    }
+
+    /// The kernel says of itself that it has no second derivative.
+    private static func isFused(_ pattern: SparsePattern, causal: Bool) -> Bool {
+        let core = SparseCore(pattern, isCausal: causal)
+        let x = Trial(1).normal([1, 3, 150, 4]).requiringGrad()
+        do {
+            try withTorchErrors {
+                let out = core(x, x, x, paddingMask: nil)
+                _ = gradients(of: [out.sum()], withRespectTo: [x], createGraph: true)
+            }
+            return false
+        } catch {
+            return "\(error)".contains("attention over intervals cannot be differentiated twice")
+        }
+    }
+
+    @Test(
+        arguments: [
+            SparsePattern.strided(12), .fixed(block: 12, columns: 2), .window(radius: 5, dilation: 4), dilations,
+            .longformer(radius: 6, dilation: 3), .star(), .bigBird(), .random(block: 4),
+            .multihead([SparsePattern(.stride(7)), .window(radius: 2, dilation: 5), .fixed(block: 9)]),
+        ], [false, true])
+    func theKernelIsTaken(_ pattern: SparsePattern, _ causal: Bool) { #expect(Self.isFused(pattern, causal: causal)) }
+
+    /// Many short runs, and columns among the classes of a stride.
+    @Test(arguments: [SparsePattern.custom(picture: scatteredRows), .strided(7).union(.fixed(block: 10))])
+    func theKernelIsNotTaken(_ pattern: SparsePattern) { #expect(!Self.isFused(pattern, causal: true)) }
 
     @Test func theSeedOfRandomBlocksIsSaved() throws {
         let pattern = SparsePattern.bigBird(block: 2)
