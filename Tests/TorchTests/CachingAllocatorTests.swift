@@ -4,6 +4,24 @@ import Torch
 
 /// Each in a process of its own: the allocator cannot be taken out again, and its counts are the whole process's.
 @Suite struct CachingAllocatorTests {
+    @Test func layersDoNotKeepWhatANormMade() async {
+        await #expect(processExitsWith: .success) {
+            TorchRuntime.useCachingAllocator()
+            try KernelInstructions.with("baseline") {
+                let x = normal([4096, 64], seed: 1, dtype: .float32).requiringGrad()
+                let weight = normal([64, 64], seed: 2, dtype: .float32)
+                func normalized() -> Tensor { addedNorm(x, nil, .layer, weight: nil, epsilon: 1e-5).normalized }
+                let (size, before) = (4096 * 64 * 4, TorchRuntime.cachedMemory.inUse)
+                let y = projections(normalized() * 1, [(weight, nil)])[0]
+                let kept = TorchRuntime.cachedMemory.inUse - before
+                let z = projections(normalized(), [(weight, nil)])[0]
+                let more = TorchRuntime.cachedMemory.inUse - before - kept
+                #expect(kept >= 2 * size && more >= size && more < size + size / 4)
+                #expect((y - z).abs().maximum().item() == 0)
+            }
+        }
+    }
+
     @Test func reusedMemoryGivesTheSameResults() async {
         await #expect(processExitsWith: .success) {
             func results(_ seed: Int) -> [Tensor] {

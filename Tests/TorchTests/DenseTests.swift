@@ -53,6 +53,20 @@ import Torch
         }
     }
 
+    /// So many rows and hidden channels that they are worked on range by range.
+    @Test func feedForwardGivesTheLoopsInRanges() throws {
+        let sizes = Case(tokens: [1100], inputs: 2, outputs: 5000)
+        let inputs = [
+            sizes.x, sizes.weight(2, 5000, 2), sizes.normal([5000], 3), sizes.weight(4, 2, 5000), sizes.normal([2], 5),
+        ]
+        try expectKernel(inputs) { t in
+            [feedForward(t[0], up: (t[1], t[2]), .relu, down: (t[3], t[4]), residual: t[0])]
+        }
+        try expectKernel([inputs[2], inputs[0]]) { t in  // only biases have gradients
+            [feedForward(t[1].detached(), up: (inputs[1].to(t[0].dtype), t[0]), .relu, down: (inputs[3].to(t[0].dtype), nil))]
+        }
+    }
+
     @Test func areLibTorchsNumbers() throws {
         let sizes = Case(tokens: [2, 70], inputs: 40, outputs: 90)
         let inputs = [

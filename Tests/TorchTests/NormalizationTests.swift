@@ -69,4 +69,37 @@ import Torch
             [addedNorm(t[0], t[1], .layer, weight: t[2], bias: t[3], epsilon: 1e-5).normalized]
         }
     }
+
+    /// Layers keep no output of a norm but the norm: the same numbers as where they are given a copy of it.
+    @Test(arguments: NormKind.allCases) func layersComputeNormsAgain(_ kind: NormKind) throws {
+        let t = inputs([2, 70], 24)
+        let weights = (4..<8).map { Tensor.randomNormal([24, 24], using: RandomGenerator(seed: $0), dtype: .float64) / 5 }
+        func layers(_ t: [Tensor], again: Bool) -> Tensor {
+            let found = addedNorm(t[0], t[1], kind, weight: t[2], bias: kind == .layer ? t[3] : nil, epsilon: 1e-3)
+            let y = again ? found.normalized : found.normalized * 1
+            let parts = projections(y, [(t[4], t[3]), (t[5], nil)])
+            return feedForward(y, up: (t[6], nil), .gelu, down: (t[7], t[3]), residual: parts[0] * parts[1] + found.sum)
+        }
+        let leaves = (t + weights).map { $0.requiringGrad() }
+        for isa in KernelInstructions.available {
+            try KernelInstructions.with(isa) {
+                let (found, expected) = (layers(leaves, again: true), layers(leaves, again: false))
+                expectClose(found, expected, 1e-15)
+                let slopes = [found, expected].map { gradients(of: [$0.square().sum()], withRespectTo: leaves) }
+                for case (let a?, let b?) in zip(slopes[0], slopes[1]) { expectClose(a, b, 1e-10) }
+            }
+        }
+        try KernelInstructions.with("baseline") {
+            let deviation = gradientCheck(leaves.map { $0.detached() }) { given in
+                withGrad {
+                    let leaves = given.map { $0.requiresGrad ? $0 : $0.requiringGrad() }
+                    let slopes = gradients(
+                        of: [layers(leaves, again: true).square().sum() / 100], withRespectTo: [leaves[0], leaves[2]],
+                        createGraph: true)
+                    return concatenate(slopes.compactMap { $0?.flattened() })
+                }
+            }
+            #expect(deviation < 1e-5)
+        }
+    }
 }

@@ -172,11 +172,15 @@ template <typename T> Tensor window_backward(AftWindowWork<T> &work, const Tenso
   // In the order of groups, or of sequences, units of a head and chunks.
   auto dbias = at::zeros_like(bias);
   T *sum = dbias.template mutable_data_ptr<T>();
-  for (int64_t part = 0; part < count; ++part) {
-    const T *from = work.dbias + part * row;
-    T *to = sum + (work.by_position ? 0 : part / work.chunks / work.blocks % work.heads * row);
-    for (int64_t i = 0; i < row; ++i) to[i] += from[i];
-  }
+  constexpr int64_t at_once = 1 << 15;
+  for_each_task((row + at_once - 1) / at_once, [&](int64_t task) {
+    const int64_t first = task * at_once, last = std::min(row, first + at_once);
+    for (int64_t part = 0; part < count; ++part) {
+      const T *from = work.dbias + part * row;
+      T *to = sum + (work.by_position ? 0 : part / work.chunks / work.blocks % work.heads * row);
+      for (int64_t i = first; i < last; ++i) to[i] += from[i];
+    }
+  });
   return dbias;
 }
 

@@ -1,9 +1,10 @@
 // Linear layers, and the feed-forward layer y = residual + f(x Uᵀ + b) Dᵀ + c, with their gradients:
 //   Y = X Wᵀ + b      dX = G W,  dW = Gᵀ X,  db = Σ G  (summed while Gᵀ is packed)
 //   feed-forward      dU = (G D) ∘ f'(u), and f(u) again, as that product is finished; only u is kept from the forward pass
-// Several weights with one X share the sum of their dX.
+// Several weights with one X share the sum of their dX. An X that a norm made is not kept but made again.
 #include "dense.hpp"
 #include "isa.hpp"
+#include "normalization.hpp"
 
 using namespace ctorch;
 using at::Tensor;
@@ -39,15 +40,18 @@ template <typename T> ProductWork<T> input_gradient_work(const Tensor &g, const 
           write<T>(dx), weight.size(1)};
 }
 
-/// dW = Gᵀ X and db = Σ G; either may be undefined.
-template <typename T> void weight_gradients(const Tensor &g, const Tensor &x, Tensor &dw, Tensor &db) {
+/// dW (+)= Gᵀ X and db (+)= Σ G; either may be undefined.
+template <typename T> void weight_gradients(const Tensor &g, const Tensor &x, Tensor &dw, Tensor &db, bool accumulate = false) {
   if (!dw.defined()) {
-    if (db.defined()) db.copy_(g.reshape({-1, g.size(-1)}).sum(0));
+    if (!db.defined()) return;
+    auto sums = g.reshape({-1, g.size(-1)}).sum(0);
+    accumulate ? db.add_(sums) : db.copy_(sums);
     return;
   }
   const int64_t outputs = g.size(-1), inputs = x.size(-1);
   ProductWork<T> work{outputs, inputs, rows_of(g), read<T>(g), 1, outputs, read<T>(x), inputs, 1, write<T>(dw), inputs};
   work.row_sums = write<T>(db);
+  work.accumulate = accumulate;
   product(work);
 }
 
@@ -61,7 +65,7 @@ struct Projections : torch::autograd::Function<Projections> {
                                const OptionalTensor &w1, const OptionalTensor &b1, const OptionalTensor &w2,
                                const OptionalTensor &b2) {
     const OptionalTensor weights[] = {w0, w1, w2}, biases[] = {b0, b1, b2};
-    variable_list outputs, saved{x};
+    variable_list outputs, saved{keep_input(context, x)};
     int64_t wanted = x.requires_grad() ? 1 : 0, bit = 2;
     for (int i = 0; i < 3; ++i, bit *= 4) {
       auto weight = defined(weights[i]), bias = defined(biases[i]);
@@ -79,7 +83,7 @@ struct Projections : torch::autograd::Function<Projections> {
 
   static variable_list backward(AutogradContext *context, variable_list grads) {
     auto saved = context->get_saved_variables();
-    const auto &x = saved[0];
+    const auto x = kept_input(context, saved[0]);
     const int64_t wanted = context->saved_data["wanted"].toInt();
     variable_list results(7);
     auto &dx = results[0];
@@ -136,28 +140,45 @@ Tensor composed_slope(Nonlinearity kind, const Tensor &g, const Tensor &x) {
   }
 }
 
-/// u = x upᵀ + up_bias, and residual + f(u) downᵀ + down_bias.
-std::pair<Tensor, Tensor> feed(const Tensor &x, const Tensor &up, const Tensor &up_bias, const Tensor &down,
-                               const Tensor &down_bias, const Tensor &residual, Nonlinearity kind) {
-  auto u = like_with_columns(x, up.size(0)), hidden = at::empty_like(u), y = like_with_columns(x, down.size(0));
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "feed-forward", [&] {
-    auto first = forward_work<scalar_t>(x, up, up_bias, u);
-    first.nonlinearity = kind;
-    first.activated = write<scalar_t>(hidden);
-    product(first);
-    auto second = forward_work<scalar_t>(hidden, down, down_bias, y);
-    second.added = read<scalar_t>(residual);
-    product(second);
+/// Calls `body` with ranges of rows, so few that what lies between the layers of a feed-forward layer takes some 16 MiB.
+template <typename Body> void for_each_rows(const Tensor &x, const Tensor &up, Body body) {
+  const int64_t bytes = up.size(0) * static_cast<int64_t>(x.element_size()), rows = rows_of(x);
+  const int64_t most = std::max<int64_t>(256, (int64_t{16} << 20) / bytes), ranges = (rows + most - 1) / most;
+  const int64_t count = (rows + ranges - 1) / ranges;
+  for (int64_t first = 0; first < rows; first += count) body(first, std::min(count, rows - first));
+}
+
+/// Of a contiguous tensor, which may be undefined.
+Tensor rows_from(const Tensor &x, int64_t first, int64_t count) {
+  return x.defined() ? x.view({-1, x.size(-1)}).narrow(0, first, count) : x;
+}
+
+/// residual + f(x upᵀ + up_bias) downᵀ + down_bias; u, if it is defined, becomes x upᵀ + up_bias.
+Tensor feed(const Tensor &x, const Tensor &up, const Tensor &up_bias, const Tensor &down, const Tensor &down_bias,
+            const Tensor &residual, Nonlinearity kind, const Tensor &u) {
+  auto y = like_with_columns(x, down.size(0));
+  for_each_rows(x, up, [&](int64_t first, int64_t count) {
+    auto hidden = at::empty({count, up.size(0)}, x.options()), above = rows_from(x, first, count), to = rows_from(y, first, count);
+    auto before = u.defined() ? rows_from(u, first, count) : at::empty_like(hidden), added = rows_from(residual, first, count);
+    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "feed-forward", [&] {
+      auto work = forward_work<scalar_t>(above, up, up_bias, before);
+      work.nonlinearity = kind;
+      work.activated = write<scalar_t>(hidden);
+      product(work);
+      auto second = forward_work<scalar_t>(hidden, down, down_bias, to);
+      second.added = read<scalar_t>(added);
+      product(second);
+    });
   });
-  return {u, y};
+  return y;
 }
 
 struct FeedForward : torch::autograd::Function<FeedForward> {
   static Tensor forward(AutogradContext *context, const Tensor &x, const Tensor &up, const OptionalTensor &up_bias,
                         const Tensor &down, const OptionalTensor &down_bias, const OptionalTensor &residual, int64_t kind) {
-    auto [u, y] = feed(x, up, defined(up_bias), down, defined(down_bias), defined(residual), static_cast<Nonlinearity>(kind));
-    // u is no output: kept as it is, it owns nothing of the graph.
-    context->save_for_backward({x, up, defined(up_bias), down, u});
+    auto u = like_with_columns(x, up.size(0)); // no output: kept as it is, it owns nothing of the graph
+    auto y = feed(x, up, defined(up_bias), down, defined(down_bias), defined(residual), static_cast<Nonlinearity>(kind), u);
+    context->save_for_backward({keep_input(context, x), up, defined(up_bias), down, u});
     context->saved_data["kind"] = kind;
     int64_t wanted = x.requires_grad() | up.requires_grad() << 1 | wants(up_bias) << 2 | down.requires_grad() << 3;
     context->saved_data["wanted"] = wanted | wants(down_bias) << 4 | wants(residual) << 5;
@@ -166,7 +187,8 @@ struct FeedForward : torch::autograd::Function<FeedForward> {
 
   static variable_list backward(AutogradContext *context, variable_list grads) {
     auto saved = context->get_saved_variables();
-    const auto &x = saved[0], &up = saved[1], &up_bias = saved[2], &down = saved[3], &u = saved[4];
+    const auto x = kept_input(context, saved[0]);
+    const auto &up = saved[1], &up_bias = saved[2], &down = saved[3], &u = saved[4];
     const auto kind = static_cast<Nonlinearity>(context->saved_data["kind"].toInt());
     const int64_t wanted = context->saved_data["wanted"].toInt();
     variable_list results(7);
@@ -184,16 +206,19 @@ struct FeedForward : torch::autograd::Function<FeedForward> {
     auto make = [&](int i, at::IntArrayRef sizes) { return wanted >> i & 1 ? at::empty(sizes, x.options()) : Tensor(); };
     auto dx = make(0, x.sizes()), d_up = make(1, up.sizes()), d_up_bias = make(2, {up.size(0)}), d_down = make(3, down.sizes()),
          d_down_bias = make(4, {down.size(0)});
-    auto du = at::empty_like(u), hidden = at::empty_like(u);
-    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "feed-forward", [&] {
-      auto work = input_gradient_work<scalar_t>(g, down, du);
-      work.nonlinearity = kind;
-      work.activation_input = read<scalar_t>(u);
-      work.activated = write<scalar_t>(hidden);
-      product(work);
-      weight_gradients<scalar_t>(g, hidden, d_down, d_down_bias);
-      weight_gradients<scalar_t>(du, x, d_up, d_up_bias);
-      if (dx.defined()) product(input_gradient_work<scalar_t>(du, up, dx));
+    for_each_rows(x, up, [&](int64_t first, int64_t count) {
+      auto du = at::empty({count, up.size(0)}, x.options()), hidden = at::empty_like(du), to = rows_from(dx, first, count);
+      auto above = rows_from(x, first, count), before = rows_from(u, first, count), from = rows_from(g, first, count);
+      AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "feed-forward", [&] {
+        auto work = input_gradient_work<scalar_t>(from, down, du);
+        work.nonlinearity = kind;
+        work.activation_input = read<scalar_t>(before);
+        work.activated = write<scalar_t>(hidden);
+        product(work);
+        weight_gradients<scalar_t>(from, hidden, d_down, d_down_bias, first > 0);
+        weight_gradients<scalar_t>(du, above, d_up, d_up_bias, first > 0);
+        if (to.defined()) product(input_gradient_work<scalar_t>(du, up, to));
+      });
     });
     return {dx, d_up, d_up_bias, d_down, d_down_bias, wanted >> 5 & 1 ? grads[0] : Tensor(), Tensor()};
   }
@@ -288,7 +313,7 @@ ctorch_tensor ctorch_feed_forward(ctorch_tensor x, ctorch_tensor up, ctorch_tens
       return FeedForward::apply(rows, wu.contiguous(), present(bu), wd.contiguous(), present(bd), present(other),
                                 static_cast<int64_t>(kind));
     auto contiguous = [](const Tensor &t) { return t.defined() ? t.contiguous() : t; };
-    return feed(rows, wu.contiguous(), contiguous(bu), wd.contiguous(), contiguous(bd), other, kind).second;
+    return feed(rows, wu.contiguous(), contiguous(bu), wd.contiguous(), contiguous(bd), other, kind, Tensor());
   });
 }
 

@@ -43,7 +43,7 @@ template <typename T> T slope(Nonlinearity kind, T x) {
 template <typename T> void product_block(const ProductWork<T> &work, int64_t row_index, int64_t column_index, int64_t segment) {
   if (row_index + column_index + segment > 0) return;
   for (int64_t m = 0; m < work.rows; ++m) {
-    T row_sum = 0;
+    T row_sum = work.row_sums && work.accumulate ? work.row_sums[m] : T(0);
     for (int64_t k = 0; k < work.depth; ++k) row_sum += work.a[m * work.a_row + k * work.a_column];
     if (work.row_sums) work.row_sums[m] = row_sum;
     for (int64_t n = 0; n < work.columns; ++n) {

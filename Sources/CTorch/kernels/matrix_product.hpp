@@ -25,7 +25,7 @@ template <typename T> struct ProductWork {
   Nonlinearity nonlinearity = Nonlinearity::identity;
   T *activated = nullptr;       // f(c), laid out as c
   const T *activation_input = nullptr; // u, laid out as c: c becomes c f'(u), and `activated` f(u)
-  T *row_sums = nullptr;        // [rows] Σ_k a[m, k]
+  T *row_sums = nullptr;        // [rows] (+)= Σ_k a[m, k]
 
   int64_t row_block = 0, column_block = 0, depth_block = 0;
   int64_t segments = 1, segment_depth = 0; // of the depth, each summed by itself

@@ -103,10 +103,11 @@ template <typename T> void product_block(const ProductWork<T> &work, int64_t row
   T *c = work.partial ? work.partial + segment * work.partial_size() : work.c;
   const int64_t c_row = work.partial ? work.columns : work.c_row;
   T *sums = column_index > 0 || !work.row_sums ? nullptr : (work.partial ? c + work.rows * work.columns : work.row_sums) + row;
-  if (sums) std::memset(static_cast<void *>(sums), 0, sizeof(T) * static_cast<size_t>(rows));
+  const bool adds = work.accumulate && !work.partial;
+  if (sums && !adds) std::memset(static_cast<void *>(sums), 0, sizeof(T) * static_cast<size_t>(rows));
   for (int64_t k = first; k < last; k += work.depth_block) {
     const int64_t depth = std::min(work.depth_block, last - k);
-    const bool accumulate = k > first || (work.accumulate && !work.partial);
+    const bool accumulate = k > first || adds;
     const T *a = work.a + row * work.a_row + k * work.a_column;
     if (packs_rows) pack_rows<T>(rows, depth, a, work.a_column, row_tile);
     if (sums) add_row_sums<T>(rows, depth, a, work.a_column, sums);
@@ -152,7 +153,7 @@ template <typename T> void add_segments(const ProductWork<T> &work, int64_t row,
       to[n] = sum;
     }
     if (!work.row_sums) continue;
-    work.row_sums[m] = 0;
+    if (!work.accumulate) work.row_sums[m] = 0;
     for (int64_t s = 0; s < work.segments; ++s)
       work.row_sums[m] += work.partial[s * work.partial_size() + work.rows * work.columns + m];
   }

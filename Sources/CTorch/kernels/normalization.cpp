@@ -106,7 +106,7 @@ struct Norm : torch::autograd::Function<Norm> {
                                const OptionalTensor &bias, int64_t kind, double epsilon) {
     auto scale_by = weight.value_or(Tensor());
     auto found = normalize(static_cast<NormKind>(kind), epsilon, x, added.value_or(Tensor()), scale_by, bias.value_or(Tensor()));
-    context->save_for_backward({found.sum, scale_by, found.center, found.scale});
+    context->save_for_backward({found.sum, scale_by, found.center, found.scale, bias.value_or(Tensor())});
     context->saved_data["kind"] = kind;
     context->saved_data["epsilon"] = epsilon;
     context->saved_data["added"] = added.has_value();
@@ -160,6 +160,18 @@ struct Norm : torch::autograd::Function<Norm> {
   }
 };
 
+Tensor composed(NormKind kind, double epsilon, const Tensor &x, const Tensor &weight, const Tensor &bias) {
+  auto shape = x.dim() ? x.sizes().slice(x.dim() - 1) : x.sizes();
+  return kind == NormKind::layer ? at::layer_norm(x, shape, weight, bias, epsilon) : at::rms_norm(x, shape, weight, epsilon);
+}
+
+using NormNode = torch::autograd::CppNode<Norm>;
+
+/// The norm whose output a function has kept.
+struct KeptNorm : torch::CustomClassHolder {
+  std::decay_t<decltype(Tensor().grad_fn())> node;
+};
+
 bool serves(const Tensor &x, const Tensor &other) {
   return !other.defined() || (other.is_cpu() && other.scalar_type() == x.scalar_type());
 }
@@ -176,9 +188,7 @@ std::pair<Tensor, Tensor> norm_of(NormKind kind, double epsilon, const Tensor &x
                     (!bias.defined() || bias.sizes() == x.sizes().slice(x.dim() - 1));
   if (!ours) {
     auto sum = added.defined() ? x + added : x;
-    auto shape = x.dim() ? x.sizes().slice(x.dim() - 1) : x.sizes();
-    if (kind == NormKind::layer) return {at::layer_norm(sum, shape, weight, bias, epsilon), sum};
-    return {at::rms_norm(sum, shape, weight, epsilon), sum};
+    return {composed(kind, epsilon, sum, weight, bias), sum};
   }
   auto rows = x.contiguous();
   const auto wants = [](const Tensor &t) { return t.defined() && t.requires_grad(); };
@@ -192,6 +202,25 @@ std::pair<Tensor, Tensor> norm_of(NormKind kind, double epsilon, const Tensor &x
 }
 
 } // namespace
+
+Tensor ctorch::keep_input(AutogradContext *context, const Tensor &x) {
+  if (!dynamic_cast<NormNode *>(x.grad_fn().get()) || x.output_nr() != 0) return x;
+  auto norm = c10::make_intrusive<KeptNorm>();
+  norm->node = x.grad_fn();
+  context->saved_data["norm"] = c10::IValue::make_capsule(std::move(norm));
+  return Tensor();
+}
+
+Tensor ctorch::kept_input(AutogradContext *context, const Tensor &saved) {
+  const auto found = context->saved_data.find("norm");
+  if (found == context->saved_data.end()) return saved;
+  auto &norm = static_cast<NormNode *>(static_cast<KeptNorm *>(found->second.toCapsule().get())->node.get())->ctx_;
+  const auto kept = norm.get_saved_variables();
+  const auto kind = static_cast<NormKind>(norm.saved_data["kind"].toInt());
+  const double epsilon = norm.saved_data["epsilon"].toDouble();
+  if (at::GradMode::is_enabled()) return composed(kind, epsilon, kept[0], kept[1], kept[4]);
+  return normalize(kind, epsilon, kept[0], Tensor(), kept[1], kept[4]).y;
+}
 
 extern "C" ctorch_tensor ctorch_added_norm(ctorch_tensor x, ctorch_tensor added, ctorch_tensor weight, ctorch_tensor bias,
                                            int32_t kind, double epsilon, ctorch_tensor *sum, ctorch_error *error) {

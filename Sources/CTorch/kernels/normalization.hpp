@@ -23,4 +23,11 @@ template <typename T> struct NormWork {
   int64_t blocks() const { return (rows + block - 1) / block; }
 };
 
+/// Keeps the input of a function for its backward pass, in `context`. Of the output of a norm only the norm is kept, which keeps
+/// its own input anyway: what this returns to be saved is then undefined.
+at::Tensor keep_input(torch::autograd::AutogradContext *context, const at::Tensor &x);
+
+/// What ``keep_input`` kept: `saved`, or the norm computed again, with the same bits.
+at::Tensor kept_input(torch::autograd::AutogradContext *context, const at::Tensor &saved);
+
 } // namespace ctorch
