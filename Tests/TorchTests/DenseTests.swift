@@ -62,8 +62,11 @@ import Torch
         try expectKernel(inputs) { t in
             [feedForward(t[0], up: (t[1], t[2]), .relu, down: (t[3], t[4]), residual: t[0])]
         }
-        try expectKernel([inputs[2], inputs[0]]) { t in  // only biases have gradients
-            [feedForward(t[1].detached(), up: (inputs[1].to(t[0].dtype), t[0]), .relu, down: (inputs[3].to(t[0].dtype), nil))]
+        // Of what comes before only the biases have gradients.
+        let (x, up, down) = (inputs[0], inputs[1], inputs[3])
+        try expectKernel([inputs[2]]) { t in
+            let weights = [x, up, down].map { $0.to(t[0].dtype) }
+            return [feedForward(weights[0], up: (weights[1], t[0]), .relu, down: (weights[2], nil))]
         }
     }
 

@@ -73,7 +73,9 @@ import Torch
     /// Layers keep no output of a norm but the norm: the same numbers as where they are given a copy of it.
     @Test(arguments: NormKind.allCases) func layersComputeNormsAgain(_ kind: NormKind) throws {
         let t = inputs([2, 70], 24)
-        let weights = (4..<8).map { Tensor.randomNormal([24, 24], using: RandomGenerator(seed: $0), dtype: .float64) / 5 }
+        let weights = (4..<8).map {
+            Tensor.randomNormal([24, 24], using: RandomGenerator(seed: $0), dtype: .float64) / 5
+        }
         func layers(_ t: [Tensor], again: Bool) -> Tensor {
             let found = addedNorm(t[0], t[1], kind, weight: t[2], bias: kind == .layer ? t[3] : nil, epsilon: 1e-3)
             let y = again ? found.normalized : found.normalized * 1
