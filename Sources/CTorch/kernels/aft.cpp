@@ -53,6 +53,7 @@ void set_channels(AftChannels<T> &work, const Setting &setting, const Tensor &q,
   work.causal = setting.causal;
   work.gated = setting.gated;
   work.shared_key = k.size(3) != v.size(3);
+  work.streams = v.numel() * static_cast<int64_t>(sizeof(T)) >= int64_t{4} << 20;
   work.heads = v.size(1), work.length = v.size(2), work.channels = v.size(3);
   const int64_t all = (work.channels + 15) / 16 * 16;
   work.block = work.shared_key ? all : std::min(all, most_channels);
@@ -68,7 +69,9 @@ template <typename T> AftSimpleWork<T> simple_work(const Setting &setting, const
   set_channels(work, setting, q, k, v);
   work.chunk = simple_chunk;
   work.chunks = (work.length + work.chunk - 1) / work.chunk;
-  const int64_t segments = work.units >= enough_tasks ? 1 : std::min((enough_tasks + work.units - 1) / work.units, work.chunks);
+  int64_t segments = work.units >= enough_tasks ? 1 : std::min((enough_tasks + work.units - 1) / work.units, work.chunks);
+  // Without a direction they cost nothing: short ones keep the rows of all heads together, which may lie side by side.
+  if (!work.causal) segments = std::max(segments, (work.chunks + 15) / 16);
   work.segment_length = (work.chunks + segments - 1) / segments * work.chunk;
   work.segments = (work.length + work.segment_length - 1) / work.segment_length;
   return work;
@@ -110,16 +113,20 @@ bool is_reference() { return active_isa() == Isa::reference; }
 
 // MARK: Forward
 
+/// Calls body(unit, segment) for all units and `count` segments from `first` on, those of one segment after another.
+template <typename T, typename Body> void for_each_segment(const AftSimpleWork<T> &work, int64_t first, int64_t count, Body body) {
+  for_each_task(work.units * count, [&](int64_t task) { body(task % work.units, first + task / work.units); });
+}
+
 template <typename T> Tensor simple_forward(AftSimpleWork<T> &work, bool keep, const Tensor &v) {
   auto sums = at::empty({work.units, work.chunks + 1, 3 * work.block}, v.options());
   work.sums = sums.template mutable_data_ptr<T>();
   work.keep = keep;
-  const int64_t first_pass = work.causal ? work.segments - 1 : work.segments;
-  for_each_task(work.units * first_pass,
-                [&](int64_t task) { DISPATCH(aft_segment_sums<T>, work, task / first_pass, task % first_pass); });
+  for_each_segment(work, 0, work.causal ? work.segments - 1 : work.segments,
+                   [&](int64_t unit, int64_t segment) { DISPATCH(aft_segment_sums<T>, work, unit, segment); });
   for_each_task(work.units, [&](int64_t unit) { DISPATCH(aft_merge_segments<T>, work, unit); });
-  for_each_task(work.units * work.segments,
-                [&](int64_t task) { DISPATCH(aft_simple_forward<T>, work, task / work.segments, task % work.segments); });
+  for_each_segment(work, 0, work.segments,
+                   [&](int64_t unit, int64_t segment) { DISPATCH(aft_simple_forward<T>, work, unit, segment); });
   return sums;
 }
 
@@ -137,19 +144,15 @@ template <typename T> void window_forward(AftWindowWork<T> &work) {
 template <typename T> void simple_backward(AftSimpleWork<T> &work, const Tensor &v) {
   auto carried = at::empty({work.units, work.segments + 1, 3 * work.block}, v.options());
   work.carried = carried.template mutable_data_ptr<T>();
-  const int64_t segments = work.segments;
-  if (work.causal) {
-    for_each_task(work.units * (segments - 1), [&](int64_t task) {
-      DISPATCH(aft_segment_slopes<T>, work, task / (segments - 1), 1 + task % (segments - 1));
-    });
-  } else {
-    for_each_task(work.units * segments,
-                  [&](int64_t task) { DISPATCH(aft_total_slopes<T>, work, task / segments, task % segments); });
-  }
+  const int64_t first = work.causal ? 1 : 0; // nothing comes before the first that would ask for it
+  for_each_segment(work, first, work.segments - first, [&](int64_t unit, int64_t segment) {
+    if (work.causal) DISPATCH(aft_segment_slopes<T>, work, unit, segment);
+    else DISPATCH(aft_total_slopes<T>, work, unit, segment);
+  });
   for_each_task(work.units, [&](int64_t unit) { DISPATCH(aft_merge_slopes<T>, work, unit); });
-  for_each_task(work.units * segments, [&](int64_t task) {
-    if (work.causal) DISPATCH(aft_simple_backward<T>, work, task / segments, task % segments);
-    else DISPATCH(aft_total_backward<T>, work, task / segments, task % segments);
+  for_each_segment(work, 0, work.segments, [&](int64_t unit, int64_t segment) {
+    if (work.causal) DISPATCH(aft_simple_backward<T>, work, unit, segment);
+    else DISPATCH(aft_total_backward<T>, work, unit, segment);
   });
 }
 

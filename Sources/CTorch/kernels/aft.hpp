@@ -12,6 +12,7 @@ constexpr double aft_nothing = -1e30;
 template <typename T> struct AftChannels {
   bool causal, gated; // gated: times σ(q)
   bool shared_key;    // k has one channel a head; a unit is then a head
+  bool streams;       // results are so large that the caches would have lost them before anyone reads them
   int64_t heads, length, channels;
   int64_t block;  // the channels of a unit, a multiple of every vector's width
   int64_t blocks; // the units of a head

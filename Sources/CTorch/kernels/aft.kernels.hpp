@@ -3,6 +3,18 @@
 /// Vectors that are worked on together: enough to hide the latency of a sum.
 constexpr int aft_vectors = 4;
 
+/// Brings the same channels of another token's row into the cache, to be read soon. Where a head's rows follow one another and
+/// are taken in their order (`in_order`), the processor does that by itself.
+template <typename T, int n, typename Row>
+INLINE void fetch(const AftChannels<T> &work, const Rows<Row> &rows, int64_t unit, int64_t token, int64_t c, bool in_order = true) {
+  if ((in_order && rows.row == work.channels) || token < 0 || token >= work.length) return;
+  const T *to = work.row(rows, unit, token) + c;
+#pragma clang loop unroll(full)
+  for (int i = 0; i < n; ++i) __builtin_prefetch(to + i * width<T>);
+}
+/// How many tokens that is ahead.
+constexpr int64_t fetched_ahead = 16;
+
 /// `n` vectors of a row of which `count` numbers are left; zeros behind them.
 template <typename T, int n> INLINE void read_row(const T *from, int64_t count, Vector<T> *to) {
   if (count >= n * width<T>) {
@@ -23,6 +35,15 @@ template <typename T, int n> INLINE void write_row(T *to, int64_t count, const V
 #pragma clang loop unroll(full)
   for (int i = 0; i < n; ++i)
     store_first<T>(to + i * width<T>, from[i], std::max<int64_t>(0, std::min<int64_t>(width<T>, count - i * width<T>)));
+}
+
+/// Writes a row of a result, around the caches if it `streams`.
+template <typename T, int n>
+INLINE void write_result(const AftChannels<T> &work, T *to, int64_t count, const Vector<T> *from) {
+  if (!work.streams || count < n * width<T> || reinterpret_cast<uintptr_t>(to) % vector_bytes)
+    return write_row<T, n>(to, count, from);
+#pragma clang loop unroll(full)
+  for (int i = 0; i < n; ++i) __builtin_nontemporal_store(from[i], reinterpret_cast<Vector<T> *>(to + i * width<T>));
 }
 
 /// Calls body(first channel, channels left, vectors) for the vectors of a unit, four at a time as long as there are as many.
@@ -52,6 +73,17 @@ template <typename T, int n> struct RunningSums {
     for (int i = 0; i < n; ++i) exponent[i] = splat<T>(start), numerator[i] = denominator[i] = Vector<T>{};
   }
 
+  /// Makes the exponents larger.
+  INLINE void raise(const Vector<T> *to) {
+#pragma clang loop unroll(full)
+    for (int i = 0; i < n; ++i) {
+      const auto decay = exponential(exponent[i] - to[i]);
+      exponent[i] = to[i];
+      numerator[i] *= decay;
+      denominator[i] *= decay;
+    }
+  }
+
   /// Takes up a key: `decay` is by how much the sums before shrink, `weight` that of the key. One of the two is 1.
   INLINE void add(const Vector<T> *k, const Vector<T> *v, Vector<T> *decay, Vector<T> *weight) {
 #pragma clang loop unroll(full)
@@ -67,20 +99,26 @@ template <typename T, int n> struct RunningSums {
   }
 };
 
+/// A token's key; that of a padded one is without weight.
+template <typename T, int n>
+INLINE void read_key(const AftChannels<T> &work, int64_t unit, int64_t token, int64_t c, int64_t left, Vector<T> *k) {
+  const T *key = work.key(unit, token);
+  const bool is_real = work.is_real(unit, token);
+  if (!work.shared_key) fetch<T, n>(work, work.k, unit, token + fetched_ahead, c);
+  if (is_real && !work.shared_key) return read_row<T, n>(key + c, left, k);
+#pragma clang loop unroll(full)
+  for (int i = 0; i < n; ++i) k[i] = splat<T>(is_real ? *key : static_cast<T>(aft_nothing));
+}
+
 /// A token's key and value; those of a padded one are without weight.
 template <typename T, int n>
 INLINE void read_token(const AftChannels<T> &work, int64_t unit, int64_t token, int64_t c, int64_t left, Vector<T> *k,
                        Vector<T> *v) {
-  if (work.is_real(unit, token)) {
-    read_row<T, n>(work.row(work.v, unit, token) + c, left, v);
-    const T *key = work.key(unit, token);
-    if (!work.shared_key) return read_row<T, n>(key + c, left, k);
+  read_key<T, n>(work, unit, token, c, left, k);
+  fetch<T, n>(work, work.v, unit, token + fetched_ahead, c);
+  if (work.is_real(unit, token)) return read_row<T, n>(work.row(work.v, unit, token) + c, left, v);
 #pragma clang loop unroll(full)
-    for (int i = 0; i < n; ++i) k[i] = splat<T>(*key);
-    return;
-  }
-#pragma clang loop unroll(full)
-  for (int i = 0; i < n; ++i) k[i] = splat<T>(static_cast<T>(aft_nothing)), v[i] = Vector<T>{};
+  for (int i = 0; i < n; ++i) v[i] = Vector<T>{};
 }
 
 /// Merges the sums over two sets of keys (sign 1) or of queries (sign -1).
@@ -101,17 +139,33 @@ template <typename T> INLINE void clear_sums(AftSums<T> to, int64_t block, T sta
   for (int64_t c = 0; c < block; ++c) to.exponent[c] = start, to.numerator[c] = to.denominator[c] = 0;
 }
 
-/// The sums of some keys.
+/// The sums of some keys: a few tokens at a time, whose largest exponent is found first.
 template <typename T> void sum_keys(const AftChannels<T> &work, int64_t unit, int64_t from, int64_t end, AftSums<T> to) {
+  constexpr int64_t together = 32;
   clear_sums<T>(to, work.block, static_cast<T>(aft_nothing));
   for_vectors<T>(work.count(unit), [&](int64_t c, int64_t left, auto vectors) __attribute__((always_inline)) {
     constexpr int n = decltype(vectors)::value;
     RunningSums<T, n> sums;
     sums.clear(static_cast<T>(aft_nothing));
-    Vector<T> k[n], v[n], decay[n], weight[n];
-    for (int64_t i = from; i < end; ++i) {
-      read_token<T, n>(work, unit, i, c, left, k, v);
-      sums.add(k, v, decay, weight);
+    Vector<T> k[n], v[n], largest[n];
+    for (int64_t start = from; start < end; start += together) {
+      const int64_t stop = std::min(end, start + together);
+      std::copy_n(sums.exponent, n, largest);
+      for (int64_t i = start; i < stop; ++i) {
+        read_key<T, n>(work, unit, i, c, left, k);
+#pragma clang loop unroll(full)
+        for (int j = 0; j < n; ++j) largest[j] = larger<T>(largest[j], k[j]);
+      }
+      sums.raise(largest);
+      for (int64_t i = start; i < stop; ++i) {
+        read_token<T, n>(work, unit, i, c, left, k, v);
+#pragma clang loop unroll(full)
+        for (int j = 0; j < n; ++j) {
+          const auto weight = exponential(k[j] - largest[j]);
+          sums.numerator[j] += weight * v[j];
+          sums.denominator[j] += weight;
+        }
+      }
     }
     sums.write(to, c);
   });
@@ -139,7 +193,10 @@ template <typename T> void aft_merge_segments(const AftSimpleWork<T> &work, int6
 /// 1 + e^-q, by which a gated mean is divided.
 template <typename T, int n> INLINE void read_gate(const AftChannels<T> &work, int64_t unit, int64_t token, int64_t c, int64_t left,
                                                    Vector<T> *divisor) {
-  if (work.gated) read_row<T, n>(work.row(work.q, unit, token) + c, left, divisor);
+  if (work.gated) {
+    fetch<T, n>(work, work.q, unit, token + fetched_ahead, c);
+    read_row<T, n>(work.row(work.q, unit, token) + c, left, divisor);
+  }
 #pragma clang loop unroll(full)
   for (int i = 0; i < n; ++i) divisor[i] = work.gated ? T(1) + exponential(-divisor[i]) : splat<T>(1);
 }
@@ -159,7 +216,7 @@ template <typename T> void aft_simple_forward(const AftSimpleWork<T> &work, int6
       read_gate<T, n>(work, unit, i, c, left, divisor);
 #pragma clang loop unroll(full)
       for (int j = 0; j < n; ++j) v[j] = sums.numerator[j] / (sums.denominator[j] * divisor[j]);
-      write_row<T, n>(work.row(work.out, unit, i) + c, left, v);
+      write_result<T, n>(work, work.row(work.out, unit, i) + c, left, v);
     }
   });
 }
@@ -168,8 +225,10 @@ template <typename T> void aft_simple_forward(const AftSimpleWork<T> &work, int6
 template <typename T, int n>
 INLINE void pull_gate(const AftChannels<T> &work, int64_t unit, int64_t token, int64_t c, int64_t left, const Vector<T> *mean,
                       Vector<T> *cotangent, bool writes) {
+  fetch<T, n>(work, work.cotangent, unit, token + fetched_ahead, c);
   read_row<T, n>(work.row(work.cotangent, unit, token) + c, left, cotangent);
   if (!work.gated) return;
+  fetch<T, n>(work, work.q, unit, token + fetched_ahead, c);
   Vector<T> gate[n];
   read_row<T, n>(work.row(work.q, unit, token) + c, left, gate);
 #pragma clang loop unroll(full)
@@ -178,7 +237,7 @@ INLINE void pull_gate(const AftChannels<T> &work, int64_t unit, int64_t token, i
     cotangent[i] *= gate[i];
     gate[i] = cotangent[i] * mean[i] * (T(1) - gate[i]);
   }
-  if (writes) write_row<T, n>(work.row(work.dq, unit, token) + c, left, gate);
+  if (writes) write_result<T, n>(work, work.row(work.dq, unit, token) + c, left, gate);
 }
 
 /// What one chunk's backward pass keeps of its tokens, in the order they are made: [chunk, vectors] each.
@@ -206,7 +265,11 @@ INLINE void pull_chunk(const AftSimpleWork<T> &work, int64_t unit, int64_t start
   sums.read(work.before(unit, start / work.chunk), c);
   Vector<T> k[n], v[n], decay[n], weight[n], mean[n], slope[n];
   for (int64_t i = start; i < end; ++i) {
-    const int64_t place = (i - start) * step;
+    const int64_t place = (i - start) * step, next = i - work.chunk; // the chunk before comes next
+    if (!work.shared_key) fetch<T, n>(work, work.k, unit, next, c, false);
+    fetch<T, n>(work, work.v, unit, next, c, false);
+    fetch<T, n>(work, work.cotangent, unit, next, c, false);
+    if (work.gated) fetch<T, n>(work, work.q, unit, next, c, false);
     read_token<T, n>(work, unit, i, c, left, k, v);
     sums.add(k, v, decay, weight);
 #pragma clang loop unroll(full)
@@ -239,8 +302,8 @@ INLINE void pull_chunk(const AftSimpleWork<T> &work, int64_t unit, int64_t start
       later.of_means[j] = of_means * decay[j];
     }
     if (!writes) continue;
-    write_row<T, n>(work.row(work.dk, unit, i) + c, left, k);
-    write_row<T, n>(work.row(work.dv, unit, i) + c, left, v);
+    write_result<T, n>(work, work.row(work.dk, unit, i) + c, left, k);
+    write_result<T, n>(work, work.row(work.dv, unit, i) + c, left, v);
   }
 }
 
@@ -331,8 +394,8 @@ template <typename T> void aft_total_backward(const AftSimpleWork<T> &work, int6
         k[j] = of_value * (v[j] - mean[j]);
         v[j] = of_value;
       }
-      write_row<T, n>(work.row(work.dk, unit, i) + c, left, k);
-      write_row<T, n>(work.row(work.dv, unit, i) + c, left, v);
+      write_result<T, n>(work, work.row(work.dk, unit, i) + c, left, k);
+      write_result<T, n>(work, work.row(work.dv, unit, i) + c, left, v);
     }
   });
 }

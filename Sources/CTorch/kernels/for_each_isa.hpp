@@ -15,6 +15,7 @@
 #include <utility>
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 
 #pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,bmi2"))), apply_to = function)
 namespace ctorch::avx512 {

@@ -34,6 +34,7 @@ void for_each_task(int64_t count, c10::function_ref<void(int64_t)> body) {
         const int before = std::exchange(forced_isa(), isa);
         try {
           for (int64_t task = next++; task < count; task = next++) body(task);
+          std::atomic_thread_fence(std::memory_order_seq_cst); // what was written around the caches is there for the others
         } catch (...) {
           if (!failed.exchange(true)) failure = std::current_exception();
           next = count;

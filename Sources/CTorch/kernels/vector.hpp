@@ -69,27 +69,29 @@ INLINE Vector<float> exponential_series(Vector<float> r) {
   return p * (r * r) + r + 1.0f;
 }
 
+/// p 2^n for whole n up to 128; 512-bit vectors have an instruction for it.
+template <typename V> INLINE V scaled(V p, V n) {
+  if constexpr (vector_bytes == 64) {
+    return _mm512_scalef_ps(p, n);
+  } else {
+    typedef int32_t Whole __attribute__((vector_size(vector_bytes)));
+    const auto whole = __builtin_convertvector(n, Whole), half = whole >> 1; // in two halves, for 2^128 is no number
+    return p * reinterpret_cast<V>((half + 127) << 23) * reinterpret_cast<V>((whole - half + 127) << 23);
+  }
+}
+
 /// e^x to within 2 units in the last place of float32, 0 far below and infinity far above; NaN stays NaN.
 INLINE Vector<float> exponential(Vector<float> x) {
-  typedef int32_t Whole __attribute__((vector_size(vector_bytes)));
-  const auto high = splat<float>(88.7228f), low = splat<float>(-87.3365f);
-  auto bounded = smaller<float>(larger<float>(x, low), high);
+  const auto low = splat<float>(-87.3365f), high = splat<float>(89);
+  auto bounded = low > x ? low : x; // not `larger`: NaN has to come through
+  bounded = high < bounded ? high : bounded;
   // x = n ln 2 + r, |r| ≤ ln 2 / 2: adding 1.5 · 2²³ rounds to a whole number.
   const float magic = 12582912.0f;
   auto shifted = bounded * 1.44269504088896341f + magic;
   auto n = shifted - magic;
   auto r = bounded - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
-  const auto p = exponential_series(r);
-  // 2^n in two halves: n may be 128.
-  auto whole = __builtin_convertvector(n, Whole);
-  auto half = whole >> 1;
-  auto first = reinterpret_cast<Vector<float>>((half + 127) << 23);
-  auto second = reinterpret_cast<Vector<float>>((whole - half + 127) << 23);
-  auto y = p * first * second;
-  y = x < low ? splat<float>(0) : y;
-  y = x > high ? splat<float>(INFINITY) : y;
-  return x != x ? x : y;
+  return x < low ? splat<float>(0) : scaled(exponential_series(r), n);
 }
 INLINE Vector<double> exponential(Vector<double> x) {
   for (int i = 0; i < width<double>; ++i) x[i] = std::exp(x[i]);
