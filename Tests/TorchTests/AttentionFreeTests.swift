@@ -52,6 +52,7 @@ import Torch
             Case(length: 70, channels: 64, heads: 1, isCausal: causal, isGated: false, isMasked: true),
             Case(length: 300, channels: 7, heads: 1, isCausal: causal, size: 300),
             Case(length: 99, channels: 70, isCausal: causal, size: 30),
+            Case(length: 1100, channels: 3, heads: 5, isCausal: causal),
             Case(length: 130, channels: 128, heads: 34, isCausal: causal),  // over 4 MiB: written around the caches
             Case(length: 1, isCausal: causal, taps: 7),
             Case(length: 200, channels: 16, isCausal: causal, taps: 12 + odd, isMasked: true),
