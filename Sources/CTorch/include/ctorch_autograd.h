@@ -20,7 +20,8 @@ void ctorch_set_grad_enabled(bool enabled);
 /// handles (NULL: zero) for each input. `release` is called once, when the graph lets go of the function.
 typedef struct {
   void *context;
-  void (*backward)(void *context, const ctorch_tensor *grads, size_t grad_count, ctorch_tensor *results, size_t result_count, ctorch_error *error);
+  void (*backward)(void *context, const ctorch_tensor *grads, size_t grad_count, ctorch_tensor *results, size_t result_count,
+                   ctorch_error *error);
   void (*release)(void *context);
 } ctorch_pullback;
 

@@ -13,10 +13,12 @@ typedef struct {
 ctorch_tensor ctorch_empty(const int64_t *shape, size_t rank, ctorch_options options, ctorch_error *error);
 ctorch_tensor ctorch_full(const int64_t *shape, size_t rank, ctorch_scalar value, ctorch_options options, ctorch_error *error);
 ctorch_tensor ctorch_full_like(ctorch_tensor a, ctorch_scalar value, ctorch_error *error);
-ctorch_tensor ctorch_arange(ctorch_scalar start, ctorch_scalar end, ctorch_scalar step, ctorch_options options, ctorch_error *error);
+ctorch_tensor ctorch_arange(ctorch_scalar start, ctorch_scalar end, ctorch_scalar step, ctorch_options options,
+                            ctorch_error *error);
 ctorch_tensor ctorch_eye(int64_t size, ctorch_options options, ctorch_error *error);
 /// Copies `bytes` bytes of row-major elements out of `data`.
-ctorch_tensor ctorch_from_memory(const void *data, size_t bytes, const int64_t *shape, size_t rank, ctorch_options options, ctorch_error *error);
+ctorch_tensor ctorch_from_memory(const void *data, size_t bytes, const int64_t *shape, size_t rank, ctorch_options options,
+                                 ctorch_error *error);
 ctorch_tensor ctorch_to(ctorch_tensor a, ctorch_options options, ctorch_error *error);
 ctorch_tensor ctorch_clone(ctorch_tensor a, ctorch_error *error);
 ctorch_tensor ctorch_contiguous(ctorch_tensor a, ctorch_error *error);
@@ -28,12 +30,16 @@ void ctorch_generator_seed(ctorch_generator generator, uint64_t seed, ctorch_err
 ctorch_tensor ctorch_generator_state(ctorch_generator generator, ctorch_error *error);
 void ctorch_generator_set_state(ctorch_generator generator, ctorch_tensor state, ctorch_error *error);
 
-ctorch_tensor ctorch_rand(const int64_t *shape, size_t rank, ctorch_options options, ctorch_generator generator, ctorch_error *error);
-ctorch_tensor ctorch_randn(const int64_t *shape, size_t rank, ctorch_options options, ctorch_generator generator, ctorch_error *error);
-ctorch_tensor ctorch_randint(int64_t low, int64_t high, const int64_t *shape, size_t rank, ctorch_options options, ctorch_generator generator, ctorch_error *error);
+ctorch_tensor ctorch_rand(const int64_t *shape, size_t rank, ctorch_options options, ctorch_generator generator,
+                          ctorch_error *error);
+ctorch_tensor ctorch_randn(const int64_t *shape, size_t rank, ctorch_options options, ctorch_generator generator,
+                           ctorch_error *error);
+ctorch_tensor ctorch_randint(int64_t low, int64_t high, const int64_t *shape, size_t rank, ctorch_options options,
+                             ctorch_generator generator, ctorch_error *error);
 ctorch_tensor ctorch_randperm(int64_t count, ctorch_generator generator, ctorch_error *error);
 /// Ones with the given probability, zeros otherwise, like `a`.
 ctorch_tensor ctorch_bernoulli_like(ctorch_tensor a, double probability, ctorch_generator generator, ctorch_error *error);
-ctorch_tensor ctorch_multinomial(ctorch_tensor probabilities, int64_t count, bool replacement, ctorch_generator generator, ctorch_error *error);
+ctorch_tensor ctorch_multinomial(ctorch_tensor probabilities, int64_t count, bool replacement, ctorch_generator generator,
+                                 ctorch_error *error);
 
 CTORCH_END

@@ -18,13 +18,18 @@ ctorch_tensor ctorch_view_as_complex(ctorch_tensor a, ctorch_error *error);
 
 ctorch_tensor ctorch_softmax(ctorch_tensor a, int64_t dim, ctorch_error *error);
 ctorch_tensor ctorch_log_softmax(ctorch_tensor a, int64_t dim, ctorch_error *error);
-ctorch_tensor ctorch_layer_norm(ctorch_tensor x, const int64_t *shape, size_t rank, ctorch_tensor weight, ctorch_tensor bias, double epsilon, ctorch_error *error);
-ctorch_tensor ctorch_rms_norm(ctorch_tensor x, const int64_t *shape, size_t rank, ctorch_tensor weight, double epsilon, ctorch_error *error);
-ctorch_tensor ctorch_conv1d(ctorch_tensor x, ctorch_tensor weight, ctorch_tensor bias, int64_t stride, int64_t padding, int64_t dilation, int64_t groups, ctorch_error *error);
+ctorch_tensor ctorch_layer_norm(ctorch_tensor x, const int64_t *shape, size_t rank, ctorch_tensor weight, ctorch_tensor bias,
+                                double epsilon, ctorch_error *error);
+ctorch_tensor ctorch_rms_norm(ctorch_tensor x, const int64_t *shape, size_t rank, ctorch_tensor weight, double epsilon,
+                              ctorch_error *error);
+ctorch_tensor ctorch_conv1d(ctorch_tensor x, ctorch_tensor weight, ctorch_tensor bias, int64_t stride, int64_t padding,
+                            int64_t dilation, int64_t groups, ctorch_error *error);
 ctorch_tensor ctorch_embedding(ctorch_tensor weight, ctorch_tensor indices, int64_t padding_index, ctorch_error *error);
 /// `reduction`: 0 none, 1 mean, 2 sum
-ctorch_tensor ctorch_cross_entropy(ctorch_tensor logits, ctorch_tensor targets, int64_t reduction, int64_t ignored, double smoothing, ctorch_error *error);
+ctorch_tensor ctorch_cross_entropy(ctorch_tensor logits, ctorch_tensor targets, int64_t reduction, int64_t ignored,
+                                   double smoothing, ctorch_error *error);
 /// softmax(scale q kᵀ + mask) v through LibTorch's own blocked kernel; `mask` is bool or additive, NULL for none.
-ctorch_tensor ctorch_attention(ctorch_tensor q, ctorch_tensor k, ctorch_tensor v, ctorch_tensor mask, double dropout, bool causal, double scale, ctorch_error *error);
+ctorch_tensor ctorch_attention(ctorch_tensor q, ctorch_tensor k, ctorch_tensor v, ctorch_tensor mask, double dropout, bool causal,
+                               double scale, ctorch_error *error);
 
 CTORCH_END

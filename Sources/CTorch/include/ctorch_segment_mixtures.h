@@ -14,7 +14,7 @@ typedef struct {
 /// `mask` [batch, length] of booleans or NULL: false leaves a token out of its mixtures. Mixtures are in the order of the
 /// segments. Returns the keys [batch, length + mixtures, heads · width]; `values` receives an owned handle. Gradients included.
 ctorch_tensor ctorch_segment_mixtures(ctorch_tensor k, ctorch_tensor v, ctorch_tensor logits, ctorch_tensor mask,
-                                      ctorch_mixture_norms norms, int64_t segment, int64_t rank, int64_t heads, ctorch_tensor *values,
-                                      ctorch_error *error);
+                                      ctorch_mixture_norms norms, int64_t segment, int64_t rank, int64_t heads,
+                                      ctorch_tensor *values, ctorch_error *error);
 
 CTORCH_END

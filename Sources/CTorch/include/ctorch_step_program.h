@@ -34,10 +34,11 @@ ctorch_slot ctorch_step_slot(ctorch_step_program program, int64_t count, ctorch_
 void ctorch_step_linear(ctorch_step_program program, ctorch_slot x, ctorch_tensor weight, ctorch_tensor bias, int32_t activation,
                         ctorch_slot residual, ctorch_slot y, ctorch_error *error);
 /// y = norm(x) · weight + bias over the whole vector. `epsilon` is added under the root, or to it for the simple one.
-void ctorch_step_norm(ctorch_step_program program, int32_t kind, ctorch_slot x, ctorch_tensor weight, ctorch_tensor bias, int64_t count,
-                      double epsilon, ctorch_slot y, ctorch_error *error);
+void ctorch_step_norm(ctorch_step_program program, int32_t kind, ctorch_slot x, ctorch_tensor weight, ctorch_tensor bias,
+                      int64_t count, double epsilon, ctorch_slot y, ctorch_error *error);
 /// y = a · x + b · z
-void ctorch_step_combine(ctorch_step_program program, int64_t count, double a, ctorch_slot x, double b, ctorch_slot z, ctorch_slot y);
+void ctorch_step_combine(ctorch_step_program program, int64_t count, double a, ctorch_slot x, double b, ctorch_slot z,
+                         ctorch_slot y);
 /// y = activation(x) · z
 void ctorch_step_gate(ctorch_step_program program, int64_t count, int32_t activation, ctorch_slot x, ctorch_slot z, ctorch_slot y);
 /// y = x + row `token`, or `position`, of the table [rows, count], which the program keeps; x -1 for none.
