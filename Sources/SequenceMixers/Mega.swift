@@ -167,7 +167,7 @@ public final class Mega: Module, StreamingMixer, ReferenceEvaluating {
             let candidate = dropout((candidateFromAverage(averaged) + fromAttention).silu())
             return x + update.sigmoid() * (candidate - x)
         }
-        let fromAttention = candidateFromAttention(gatedProduct(reset, attended))
+        let fromAttention = candidateFromAttention(gatedProduct(reset, .silu, attended))
         return gatedResidual(x, gate: update, candidateFromAverage(averaged), fromAttention)
     }
 

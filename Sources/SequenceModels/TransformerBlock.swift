@@ -27,8 +27,12 @@ public final class FeedForward: Module {
     /// x `[…, modelDim]` → the same shape; `residual` is added to what the layer gives.
     public func callAsFunction(_ x: Tensor, addedTo residual: Tensor? = nil) -> Tensor {
         let dropsOut = dropout.isTraining && dropout.probability > 0
-        if gate == nil, !dropsOut, let nonlinearity = activation.nonlinearity {
-            return Torch.feedForward(x, up: up.values, nonlinearity, down: down.values, residual: residual)
+        if !dropsOut, let nonlinearity = activation.nonlinearity {
+            guard let gate else {
+                return Torch.feedForward(x, up: up.values, nonlinearity, down: down.values, residual: residual)
+            }
+            return gatedFeedForward(
+                x, gate: gate.values, nonlinearity, up: up.values, down: down.values, residual: residual)
         }
         let hidden = gate.map { activation($0(x)) * up(x) } ?? activation(up(x))
         let y = dropout(down(dropout(hidden)))

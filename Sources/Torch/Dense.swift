@@ -1,8 +1,20 @@
 import CTorch
 
-/// A function that a product of matrices applies to its result before it leaves the cache.
+/// A function that products of matrices and gates apply to their numbers before these leave the cache.
 public enum Nonlinearity: Int32, Sendable, CaseIterable {
-    case identity, relu, gelu, geluTanh, silu
+    case identity, relu, gelu, geluTanh, silu, sigmoid
+
+    /// Element by element, any shape, by LibTorch's operations.
+    public func callAsFunction(_ x: Tensor) -> Tensor {
+        switch self {
+        case .identity: x
+        case .relu: x.relu()
+        case .gelu: x.gelu()
+        case .geluTanh: x.gelu(approximate: true)
+        case .silu: x.silu()
+        case .sigmoid: x.sigmoid()
+        }
+    }
 }
 
 /// x Wᵀ + b for up to three weights of one x `[…, in]`, weights `[out, in]`, biases `[out]`.
@@ -28,5 +40,20 @@ public func feedForward(
 ) -> Tensor {
     call("feed_forward", [x, up.weight, up.bias, down.weight, down.bias, residual]) {
         ctorch_feed_forward($0[0], $0[1], $0[2], $0[3], $0[4], $0[5], nonlinearity.rawValue, $1)
+    }
+}
+
+/// residual + (f(x gateᵀ + gate bias) ∘ (x upᵀ + up bias)) downᵀ + down bias: x `[…, in]`, gate and up `[hidden, in]`, down
+/// `[out, hidden]`, residual `[…, out]`. With identity, sigmoid, relu, gelu and silu for f the layers Bilinear, GLU, ReGLU,
+/// GEGLU and SwiGLU of Shazeer 2020, "GLU Variants Improve Transformer", arXiv 2002.05202.
+///
+/// Keeps two tensors of the hidden width for the backward pass, those of gate and up; their product is never whole in memory.
+public func gatedFeedForward(
+    _ x: Tensor, gate: (weight: Tensor, bias: Tensor?), _ nonlinearity: Nonlinearity,
+    up: (weight: Tensor, bias: Tensor?), down: (weight: Tensor, bias: Tensor?), residual: Tensor? = nil
+) -> Tensor {
+    let operands = [x, gate.weight, gate.bias, up.weight, up.bias, down.weight, down.bias, residual]
+    return call("gated_feed_forward", operands) {
+        ctorch_gated_feed_forward($0[0], $0[1], $0[2], $0[3], $0[4], $0[5], $0[6], $0[7], nonlinearity.rawValue, $1)
     }
 }

@@ -22,7 +22,7 @@ public enum KernelInstructions {
         "summaries of spans and normalized mixtures of segments",
         "Mega's moving average and gates",
         "R-Transformer's local RNN",
-        "linear and feed-forward layers (float32, AVX-512 on AMD), norms with their residual, cross-entropy",
+        "linear, feed-forward and gated layers (float32, AVX-512 on AMD), norms with their residual, cross-entropy",
         "a language model's step of one token with linear or momentum attention",
     ]
 

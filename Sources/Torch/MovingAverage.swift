@@ -44,18 +44,3 @@ public func movingAverage(
     }
     return (out, final.map(Tensor.init(owning:)))
 }
-
-/// silu(gate) value: of one shape and type. Fused on the CPU, gradients included; elsewhere of LibTorch's operations.
-public func gatedProduct(_ gate: Tensor, _ value: Tensor) -> Tensor {
-    guard gate.device == .cpu else { return gate.silu() * value }
-    return call("gated_product", gate, value, ctorch_gated_product)
-}
-
-/// x + sigmoid(gate) (silu(first + second) - x): of one shape and type. Fused on the CPU, gradients included; elsewhere of
-/// LibTorch's operations.
-public func gatedResidual(_ x: Tensor, gate: Tensor, _ first: Tensor, _ second: Tensor) -> Tensor {
-    guard x.device == .cpu else { return x + gate.sigmoid() * ((first + second).silu() - x) }
-    return call("gated_residual", [x, gate, first, second]) { pointers, error in
-        ctorch_gated_residual(pointers[0], pointers[1], pointers[2], pointers[3], error)
-    }
-}

@@ -29,7 +29,8 @@ public enum Activation: String, NamedChoice {
         case .gelu: .gelu
         case .geluTanh: .geluTanh
         case .silu: .silu
-        case .tanh, .sigmoid, .elu, .softplus: nil
+        case .sigmoid: .sigmoid
+        case .tanh, .elu, .softplus: nil
         }
     }
 }

@@ -1,4 +1,4 @@
-// Mega's moving average and gates.
+// Mega's moving average.
 #pragma once
 #include "ctorch_core.h"
 CTORCH_BEGIN
@@ -12,12 +12,7 @@ typedef struct {
 /// ω silu(y + ω x). In two directions y is the sum of both. `mask` [batch, length] of booleans or NULL: x counts as 0 in s where
 /// it is false. O(N) time and memory, gradients included. `initial` [batch, channels, hidden] or NULL is s before the first
 /// token, in one direction and without gradients; `final`, if given, receives s after the last, without a gradient.
-ctorch_tensor ctorch_moving_average(ctorch_tensor x, ctorch_tensor mask, ctorch_average_parameters parameters, ctorch_tensor initial,
-                                    ctorch_tensor *final, ctorch_error *error);
-
-/// silu(gate) value, and x + sigmoid(gate) (silu(first + second) - x): of one shape, a pass over memory each way.
-ctorch_tensor ctorch_gated_product(ctorch_tensor gate, ctorch_tensor value, ctorch_error *error);
-ctorch_tensor ctorch_gated_residual(ctorch_tensor x, ctorch_tensor gate, ctorch_tensor first, ctorch_tensor second,
-                                    ctorch_error *error);
+ctorch_tensor ctorch_moving_average(ctorch_tensor x, ctorch_tensor mask, ctorch_average_parameters parameters,
+                                    ctorch_tensor initial, ctorch_tensor *final, ctorch_error *error);
 
 CTORCH_END

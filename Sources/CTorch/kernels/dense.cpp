@@ -7,58 +7,74 @@
 #include "normalization.hpp"
 
 using namespace ctorch;
-using at::Tensor;
+using namespace ctorch::dense;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-namespace {
-
-template <typename T> const T *read(const Tensor &t) { return t.defined() ? t.const_data_ptr<T>() : nullptr; }
-template <typename T> T *write(Tensor &t) { return t.defined() ? t.mutable_data_ptr<T>() : nullptr; }
-
-Tensor defined(const OptionalTensor &t) { return t ? *t : Tensor(); }
-bool wants(const OptionalTensor &t) { return t && t->defined() && t->requires_grad(); }
-int64_t rows_of(const Tensor &x) { return x.size(-1) == 0 ? 0 : x.numel() / x.size(-1); }
-
-Tensor like_with_columns(const Tensor &x, int64_t columns) {
-  auto sizes = x.sizes().vec();
-  sizes.back() = columns;
-  return at::empty(sizes, x.options());
-}
-
-/// x Wᵀ + b, x [rows, inputs] and W [outputs, inputs] contiguous.
-template <typename T> ProductWork<T> forward_work(const Tensor &x, const Tensor &weight, const Tensor &bias, Tensor &y) {
-  ProductWork<T> work{rows_of(x), weight.size(0), weight.size(1), read<T>(x), weight.size(1), 1, read<T>(weight), 1, weight.size(1),
-                      write<T>(y), weight.size(0)};
-  work.bias = read<T>(bias);
-  return work;
-}
-
-/// G W
-template <typename T> ProductWork<T> input_gradient_work(const Tensor &g, const Tensor &weight, Tensor &dx) {
-  return {rows_of(g), weight.size(1), weight.size(0), read<T>(g), weight.size(0), 1, read<T>(weight), weight.size(1), 1,
-          write<T>(dx), weight.size(1)};
-}
-
-/// dW (+)= Gᵀ X and db (+)= Σ G; either may be undefined.
-template <typename T> void weight_gradients(const Tensor &g, const Tensor &x, Tensor &dw, Tensor &db, bool accumulate = false) {
-  if (!dw.defined()) {
-    if (!db.defined()) return;
-    auto sums = g.reshape({-1, g.size(-1)}).sum(0);
-    accumulate ? db.add_(sums) : db.copy_(sums);
-    return;
-  }
-  const int64_t outputs = g.size(-1), inputs = x.size(-1);
-  ProductWork<T> work{outputs, inputs, rows_of(g), read<T>(g), 1, outputs, read<T>(x), inputs, 1, write<T>(dw), inputs};
-  work.row_sums = write<T>(db);
-  work.accumulate = accumulate;
-  product(work);
-}
-
-variable_list composed_gradients(const Tensor &g, const Tensor &x, const Tensor &weight) {
+variable_list ctorch::dense::composed_gradients(const Tensor &g, const Tensor &x, const Tensor &weight) {
   auto rows = g.reshape({-1, g.size(-1)});
   return {at::matmul(g, weight), at::mm(rows.t(), x.reshape({-1, x.size(-1)})), rows.sum(0)};
 }
+
+Tensor ctorch::dense::composed(Nonlinearity kind, const Tensor &x) {
+  switch (kind) {
+  case Nonlinearity::relu: return at::relu(x);
+  case Nonlinearity::gelu: return at::gelu(x);
+  case Nonlinearity::gelu_tanh: return at::gelu(x, "tanh");
+  case Nonlinearity::silu: return at::silu(x);
+  case Nonlinearity::sigmoid: return at::sigmoid(x);
+  default: return x;
+  }
+}
+
+Tensor ctorch::dense::composed_slope(Nonlinearity kind, const Tensor &g, const Tensor &x) {
+  switch (kind) {
+  case Nonlinearity::relu: return at::where(x > 0, g, 0);
+  case Nonlinearity::gelu: return at::gelu_backward(g, x);
+  case Nonlinearity::gelu_tanh: return at::gelu_backward(g, x, "tanh");
+  case Nonlinearity::silu: {
+    auto s = at::sigmoid(x);
+    return g * s * (1 + x * (1 - s));
+  }
+  case Nonlinearity::sigmoid: {
+    auto s = at::sigmoid(x);
+    return g * s * (1 - s);
+  }
+  default: return g;
+  }
+}
+
+bool ctorch::dense::serves(const Tensor &x, const Tensor &weight, const Tensor &bias) {
+  const auto type = x.scalar_type();
+  const bool fits = x.is_cpu() && weight.is_cpu() && x.dim() > 0 && weight.dim() == 2 && x.size(-1) == weight.size(1) &&
+                    (type == at::kFloat || type == at::kDouble) && weight.scalar_type() == type && x.layout() == at::kStrided &&
+                    x.numel() > 0 && weight.numel() > 0 &&
+                    (!bias.defined() ||
+                     (bias.is_cpu() && bias.scalar_type() == type && bias.sizes() == at::IntArrayRef({weight.size(0)})));
+  if (!fits || forced_isa() != unforced) return fits;
+  return type == at::kFloat && products_are_faster(rows_of(x), weight.size(0), weight.size(1));
+}
+
+bool ctorch::dense::serves(const Tensor &x, const Tensor &up, const Tensor &up_bias, const Tensor &down, const Tensor &down_bias,
+                           const Tensor &residual) {
+  const auto type = x.scalar_type();
+  return serves(x, up, up_bias) && down.dim() == 2 && down.size(1) == up.size(0) && down.is_cpu() && down.scalar_type() == type &&
+         down.numel() > 0 &&
+         (!down_bias.defined() || (down_bias.is_cpu() && down_bias.scalar_type() == type &&
+                                   down_bias.sizes() == at::IntArrayRef({down.size(0)}))) &&
+         (!residual.defined() || (residual.scalar_type() == type && residual.is_cpu() && residual.dim() == x.dim() &&
+                                  residual.sizes().slice(0, x.dim() - 1) == x.sizes().slice(0, x.dim() - 1) &&
+                                  residual.size(-1) == down.size(0)));
+}
+
+bool ctorch::dense::any_gradient(std::initializer_list<const Tensor *> tensors) {
+  if (!at::GradMode::is_enabled()) return false;
+  for (const auto *t : tensors)
+    if (t->defined() && t->requires_grad()) return true;
+  return false;
+}
+
+namespace {
 
 struct Projections : torch::autograd::Function<Projections> {
   static variable_list forward(AutogradContext *context, const Tensor &x, const Tensor &w0, const OptionalTensor &b0,
@@ -117,47 +133,11 @@ struct Projections : torch::autograd::Function<Projections> {
   }
 };
 
-Tensor composed(Nonlinearity kind, const Tensor &x) {
-  switch (kind) {
-  case Nonlinearity::relu: return at::relu(x);
-  case Nonlinearity::gelu: return at::gelu(x);
-  case Nonlinearity::gelu_tanh: return at::gelu(x, "tanh");
-  case Nonlinearity::silu: return at::silu(x);
-  default: return x;
-  }
-}
-
-Tensor composed_slope(Nonlinearity kind, const Tensor &g, const Tensor &x) {
-  switch (kind) {
-  case Nonlinearity::relu: return at::where(x > 0, g, 0);
-  case Nonlinearity::gelu: return at::gelu_backward(g, x);
-  case Nonlinearity::gelu_tanh: return at::gelu_backward(g, x, "tanh");
-  case Nonlinearity::silu: {
-    auto s = at::sigmoid(x);
-    return g * s * (1 + x * (1 - s));
-  }
-  default: return g;
-  }
-}
-
-/// Calls `body` with ranges of rows, so few that what lies between the layers of a feed-forward layer takes some 16 MiB.
-template <typename Body> void for_each_rows(const Tensor &x, const Tensor &up, Body body) {
-  const int64_t bytes = up.size(0) * static_cast<int64_t>(x.element_size()), rows = rows_of(x);
-  const int64_t most = std::max<int64_t>(256, (int64_t{16} << 20) / bytes), ranges = (rows + most - 1) / most;
-  const int64_t count = (rows + ranges - 1) / ranges;
-  for (int64_t first = 0; first < rows; first += count) body(first, std::min(count, rows - first));
-}
-
-/// Of a contiguous tensor, which may be undefined.
-Tensor rows_from(const Tensor &x, int64_t first, int64_t count) {
-  return x.defined() ? x.view({-1, x.size(-1)}).narrow(0, first, count) : x;
-}
-
 /// residual + f(x upᵀ + up_bias) downᵀ + down_bias; u, if it is defined, becomes x upᵀ + up_bias.
 Tensor feed(const Tensor &x, const Tensor &up, const Tensor &up_bias, const Tensor &down, const Tensor &down_bias,
             const Tensor &residual, Nonlinearity kind, const Tensor &u) {
   auto y = like_with_columns(x, down.size(0));
-  for_each_rows(x, up, [&](int64_t first, int64_t count) {
+  for_each_rows(x, up.size(0), [&](int64_t first, int64_t count) {
     auto hidden = at::empty({count, up.size(0)}, x.options()), above = rows_from(x, first, count), to = rows_from(y, first, count);
     auto before = u.defined() ? rows_from(u, first, count) : at::empty_like(hidden), added = rows_from(residual, first, count);
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "feed-forward", [&] {
@@ -206,7 +186,7 @@ struct FeedForward : torch::autograd::Function<FeedForward> {
     auto make = [&](int i, at::IntArrayRef sizes) { return wanted >> i & 1 ? at::empty(sizes, x.options()) : Tensor(); };
     auto dx = make(0, x.sizes()), d_up = make(1, up.sizes()), d_up_bias = make(2, {up.size(0)}), d_down = make(3, down.sizes()),
          d_down_bias = make(4, {down.size(0)});
-    for_each_rows(x, up, [&](int64_t first, int64_t count) {
+    for_each_rows(x, up.size(0), [&](int64_t first, int64_t count) {
       auto du = at::empty({count, up.size(0)}, x.options()), hidden = at::empty_like(du), to = rows_from(dx, first, count);
       auto above = rows_from(x, first, count), before = rows_from(u, first, count), from = rows_from(g, first, count);
       AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "feed-forward", [&] {
@@ -223,27 +203,6 @@ struct FeedForward : torch::autograd::Function<FeedForward> {
     return {dx, d_up, d_up_bias, d_down, d_down_bias, wanted >> 5 & 1 ? grads[0] : Tensor(), Tensor()};
   }
 };
-
-/// Whether our products compute x Wᵀ + b: in all of its sizes right, and faster than LibTorch.
-bool serves(const Tensor &x, const Tensor &weight, const Tensor &bias) {
-  const auto type = x.scalar_type();
-  const bool fits = x.is_cpu() && weight.is_cpu() && x.dim() > 0 && weight.dim() == 2 && x.size(-1) == weight.size(1) &&
-                    (type == at::kFloat || type == at::kDouble) && weight.scalar_type() == type && x.layout() == at::kStrided &&
-                    x.numel() > 0 && weight.numel() > 0 &&
-                    (!bias.defined() ||
-                     (bias.is_cpu() && bias.scalar_type() == type && bias.sizes() == at::IntArrayRef({weight.size(0)})));
-  if (!fits || forced_isa() != unforced) return fits;
-  return type == at::kFloat && products_are_faster(rows_of(x), weight.size(0), weight.size(1));
-}
-
-OptionalTensor present(const Tensor &t) { return t.defined() ? OptionalTensor(t.contiguous()) : std::nullopt; }
-
-bool any_gradient(std::initializer_list<const Tensor *> tensors) {
-  if (!at::GradMode::is_enabled()) return false;
-  for (const auto *t : tensors)
-    if (t->defined() && t->requires_grad()) return true;
-  return false;
-}
 
 } // namespace
 
@@ -296,14 +255,7 @@ ctorch_tensor ctorch_feed_forward(ctorch_tensor x, ctorch_tensor up, ctorch_tens
     const auto &tx = get(x), &wu = get(up), &wd = get(down);
     auto bu = optional(up_bias), bd = optional(down_bias), added = optional(residual);
     const auto kind = static_cast<Nonlinearity>(nonlinearity);
-    const bool ours = serves(tx, wu, bu) && wd.dim() == 2 && wd.size(1) == wu.size(0) && wd.is_cpu() &&
-                      wd.scalar_type() == tx.scalar_type() && wd.numel() > 0 &&
-                      (!bd.defined() || (bd.is_cpu() && bd.scalar_type() == tx.scalar_type() &&
-                                         bd.sizes() == at::IntArrayRef({wd.size(0)}))) &&
-                      (!added.defined() || (added.scalar_type() == tx.scalar_type() && added.is_cpu() &&
-                                            added.sizes().slice(0, added.dim() - 1) == tx.sizes().slice(0, tx.dim() - 1) &&
-                                            added.size(-1) == wd.size(0)));
-    if (!ours) {
+    if (!serves(tx, wu, bu, wd, bd, added)) {
       auto y = project(composed(kind, project(tx, {wu}, {bu})[0]), {wd}, {bd})[0];
       return added.defined() ? added + y : y;
     }
@@ -312,7 +264,6 @@ ctorch_tensor ctorch_feed_forward(ctorch_tensor x, ctorch_tensor up, ctorch_tens
     if (any_gradient({&tx, &wu, &bu, &wd, &bd, &added}))
       return FeedForward::apply(rows, wu.contiguous(), present(bu), wd.contiguous(), present(bd), present(other),
                                 static_cast<int64_t>(kind));
-    auto contiguous = [](const Tensor &t) { return t.defined() ? t.contiguous() : t; };
     return feed(rows, wu.contiguous(), contiguous(bu), wd.contiguous(), contiguous(bd), other, kind, Tensor());
   });
 }

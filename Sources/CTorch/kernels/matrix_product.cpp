@@ -17,28 +17,6 @@ template <typename T> int64_t product_panel() { return 1; }
 template <typename T> void pack_shared_panel(const ProductWork<T> &, int64_t, int64_t) {}
 template <typename T> void add_segments(const ProductWork<T> &, int64_t, int64_t) {}
 
-template <typename T> T apply(Nonlinearity kind, T x) {
-  const T c = std::sqrt(T(2) / T(M_PI));
-  switch (kind) {
-  case Nonlinearity::relu: return x > 0 ? x : T(0);
-  case Nonlinearity::gelu: return x * (1 + std::erf(x / std::sqrt(T(2)))) / 2;
-  case Nonlinearity::gelu_tanh: return x * (1 + std::tanh(c * (x + T(0.044715) * x * x * x))) / 2;
-  case Nonlinearity::silu: return x / (1 + std::exp(-x));
-  default: return x;
-  }
-}
-
-template <typename T> T slope(Nonlinearity kind, T x) {
-  const T c = std::sqrt(T(2) / T(M_PI)), t = std::tanh(c * (x + T(0.044715) * x * x * x)), e = std::exp(-x);
-  switch (kind) {
-  case Nonlinearity::relu: return x > 0 ? 1 : 0;
-  case Nonlinearity::gelu: return (1 + std::erf(x / std::sqrt(T(2)))) / 2 + x * std::exp(-x * x / 2) / std::sqrt(2 * T(M_PI));
-  case Nonlinearity::gelu_tanh: return (1 + t) / 2 + x / 2 * (1 - t * t) * c * (1 + 3 * T(0.044715) * x * x);
-  case Nonlinearity::silu: return (1 + e + x * e) / ((1 + e) * (1 + e));
-  default: return 1;
-  }
-}
-
 /// The first block does it all.
 template <typename T> void product_block(const ProductWork<T> &work, int64_t row_index, int64_t column_index, int64_t segment) {
   if (row_index + column_index + segment > 0) return;

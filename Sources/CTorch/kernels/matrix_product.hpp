@@ -1,12 +1,10 @@
 // What the products of large matrices work on; see matrix_product.cpp.
 #pragma once
 
+#include "nonlinearity.hpp"
 #include "team.hpp"
 
 namespace ctorch {
-
-/// Functions that a product applies to its result while that lies in the cache.
-enum class Nonlinearity { identity, relu, gelu, gelu_tanh, silu };
 
 /// c[m, n] (+)= Σ_k a[m, k] b[k, n] + bias[n] + added[m, n], cut into blocks of rows, of columns and of depth.
 ///

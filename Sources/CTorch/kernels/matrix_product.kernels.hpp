@@ -1,5 +1,5 @@
 // Blocks of large products; included by for_each_isa.hpp inside an instruction set's namespace.
-#include "nonlinearity.hpp"
+#include "nonlinearity.kernels.hpp"
 
 template <typename T> constexpr int64_t panel = tile_vectors * width<T>;
 

@@ -1,32 +1,39 @@
-// Activation functions and their slopes on vectors; included inside an instruction set's namespace, after vector.hpp.
+// The functions that products and gates apply to their numbers, and plain loops' form of them; nonlinearity.kernels.hpp has the
+// vectors'.
+#pragma once
 
-/// The function's value, and its slope if it is asked for.
-template <bool with_slope, typename T> INLINE Vector<T> nonlinear(Nonlinearity kind, Vector<T> x, Vector<T> &slope) {
-  const auto zero = Vector<T>{}, one = splat<T>(1);
+#include <cmath>
+
+namespace ctorch {
+
+enum class Nonlinearity { identity, relu, gelu, gelu_tanh, silu, sigmoid };
+
+namespace reference {
+
+template <typename T> T apply(Nonlinearity kind, T x) {
+  const T c = std::sqrt(T(2) / T(M_PI));
   switch (kind) {
-  case Nonlinearity::relu:
-    if (with_slope) slope = x > zero ? one : zero;
-    return x > zero ? x : (x != x ? x : zero);
-  case Nonlinearity::gelu: {
-    const auto share = T(0.5) + T(0.5) * error_function(x * T(0.70710678118654752440));
-    if (with_slope) slope = share + x * T(0.39894228040143267794) * exponential(x * x * T(-0.5));
-    return x * share;
-  }
-  case Nonlinearity::gelu_tanh: {
-    const T scale = T(0.79788456080286535588), cubic = T(0.044715);
-    const auto square = x * x;
-    const auto t = hyperbolic_tangent(scale * (x + cubic * square * x));
-    const auto share = T(0.5) + T(0.5) * t;
-    if (with_slope) slope = share + T(0.5) * x * (one - t * t) * scale * (one + T(3) * cubic * square);
-    return x * share;
-  }
-  case Nonlinearity::silu: {
-    const auto share = logistic<T>(x);
-    if (with_slope) slope = share * (one + x * (one - share));
-    return x * share;
-  }
-  default:
-    if (with_slope) slope = one;
-    return x;
+  case Nonlinearity::relu: return x > 0 ? x : T(0);
+  case Nonlinearity::gelu: return x * (1 + std::erf(x / std::sqrt(T(2)))) / 2;
+  case Nonlinearity::gelu_tanh: return x * (1 + std::tanh(c * (x + T(0.044715) * x * x * x))) / 2;
+  case Nonlinearity::silu: return x / (1 + std::exp(-x));
+  case Nonlinearity::sigmoid: return 1 / (1 + std::exp(-x));
+  default: return x;
   }
 }
+
+template <typename T> T slope(Nonlinearity kind, T x) {
+  const T c = std::sqrt(T(2) / T(M_PI)), t = std::tanh(c * (x + T(0.044715) * x * x * x)), share = 1 / (1 + std::exp(-x));
+  switch (kind) {
+  case Nonlinearity::relu: return x > 0 ? 1 : 0;
+  case Nonlinearity::gelu: return (1 + std::erf(x / std::sqrt(T(2)))) / 2 + x * std::exp(-x * x / 2) / std::sqrt(2 * T(M_PI));
+  case Nonlinearity::gelu_tanh: return (1 + t) / 2 + x / 2 * (1 - t * t) * c * (1 + 3 * T(0.044715) * x * x);
+  case Nonlinearity::silu: return share * (1 + x * (1 - share));
+  case Nonlinearity::sigmoid: return share * (1 - share);
+  default: return 1;
+  }
+}
+
+} // namespace reference
+
+} // namespace ctorch

@@ -1,11 +1,12 @@
-// Mega's gates (Ma et al. 2022, arXiv 2209.10655, eq. 12-14), each one pass over memory forward and one backward:
+// Gates, each one pass over memory forward and one backward: of gated layers (Shazeer 2020, arXiv 2002.05202) and of Mega (Ma et
+// al. 2022, arXiv 2209.10655, eq. 12-14),
 //
-//   silu(a) b     and     x + u (silu(h₁ + h₂) - x),  u = sigmoid(a)
+//   f(a) b     and     x + u (silu(h₁ + h₂) - x),  u = sigmoid(a)
 //
 // Only the inputs are kept; the backward pass computes the gates again.
-#include "moving_average_gates.hpp"
+#include "gates.hpp"
 
-#define KERNELS "moving_average_gates.kernels.hpp"
+#define KERNELS "gates.kernels.hpp"
 #include "for_each_isa.hpp"
 
 using namespace ctorch;
@@ -14,34 +15,34 @@ using at::Tensor;
 /// Plain loops.
 namespace ctorch::reference {
 
-template <typename T> T gate_logistic(T x) { return 1 / (1 + std::exp(-x)); }
-template <typename T> T gate_silu(T x) { return x * gate_logistic(x); }
-template <typename T> T gate_silu_slope(T x) { return gate_logistic(x) * (1 + x * (1 - gate_logistic(x))); }
-
 inline int64_t gate_end(int64_t count, int64_t task) { return std::min(count, (task + 1) * gate_block); }
 
-template <typename T> void gated_product(const GatedProductWork<T> &work, int64_t task) {
-  for (int64_t i = task * gate_block; i < gate_end(work.count, task); ++i) work.out[i] = gate_silu(work.gate[i]) * work.value[i];
+template <typename T> void gated_product_block(const GatedProductWork<T> &work, int64_t task) {
+  for (int64_t i = task * gate_block; i < gate_end(work.count, task); ++i)
+    work.out[i] = apply(work.nonlinearity, work.gate[i]) * work.value[i];
 }
 
-template <typename T> void gated_product_back(const GatedProductWork<T> &work, int64_t task) {
+template <typename T> void gated_product_block_back(const GatedProductWork<T> &work, int64_t task) {
   for (int64_t i = task * gate_block; i < gate_end(work.count, task); ++i) {
-    work.of_gate[i] = work.cotangent[i] * work.value[i] * gate_silu_slope(work.gate[i]);
-    work.of_value[i] = work.cotangent[i] * gate_silu(work.gate[i]);
+    const T given = work.cotangent[i], open = apply(work.nonlinearity, work.gate[i]);
+    work.of_gate[i] = given * work.value[i] * slope(work.nonlinearity, work.gate[i]);
+    work.of_value[i] = given * open;
+    if (work.out) work.out[i] = open * work.value[i];
   }
 }
 
 template <typename T> void gated_residual(const GatedResidualWork<T> &work, int64_t task) {
   for (int64_t i = task * gate_block; i < gate_end(work.count, task); ++i)
-    work.out[i] = work.x[i] + gate_logistic(work.gate[i]) * (gate_silu(work.first[i] + work.second[i]) - work.x[i]);
+    work.out[i] = work.x[i] + apply(Nonlinearity::sigmoid, work.gate[i]) *
+                                  (apply(Nonlinearity::silu, work.first[i] + work.second[i]) - work.x[i]);
 }
 
 template <typename T> void gated_residual_back(const GatedResidualWork<T> &work, int64_t task) {
   for (int64_t i = task * gate_block; i < gate_end(work.count, task); ++i) {
-    const T open = gate_logistic(work.gate[i]), sum = work.first[i] + work.second[i];
+    const T open = apply(Nonlinearity::sigmoid, work.gate[i]), sum = work.first[i] + work.second[i];
     work.of_x[i] = work.cotangent[i] * (1 - open);
-    work.of_gate[i] = work.cotangent[i] * (gate_silu(sum) - work.x[i]) * open * (1 - open);
-    work.of_sum[i] = work.cotangent[i] * open * gate_silu_slope(sum);
+    work.of_gate[i] = work.cotangent[i] * (apply(Nonlinearity::silu, sum) - work.x[i]) * open * (1 - open);
+    work.of_sum[i] = work.cotangent[i] * open * slope(Nonlinearity::silu, sum);
   }
 }
 
@@ -49,38 +50,44 @@ template <typename T> void gated_residual_back(const GatedResidualWork<T> &work,
 
 namespace {
 
-int64_t blocks(const Tensor &t) { return (t.numel() + gate_block - 1) / gate_block; }
+int64_t blocks(int64_t count) { return (count + gate_block - 1) / gate_block; }
 void refuse_second_derivatives() {
   TORCH_CHECK(!at::GradMode::is_enabled(), "the gates cannot be differentiated twice (createGraph)");
 }
 
+template <typename T> GatedProductWork<T> product_of(Nonlinearity nonlinearity, const Tensor &gate, const Tensor &value) {
+  GatedProductWork<T> work{};
+  work.count = gate.numel();
+  work.nonlinearity = nonlinearity;
+  work.gate = gate.const_data_ptr<T>(), work.value = value.const_data_ptr<T>();
+  return work;
+}
+
 struct GatedProduct : torch::autograd::Function<GatedProduct> {
-  static Tensor forward(torch::autograd::AutogradContext *context, const Tensor &gate, const Tensor &value) {
+  static Tensor forward(torch::autograd::AutogradContext *context, const Tensor &gate, const Tensor &value, int64_t nonlinearity) {
     auto out = at::empty_like(gate);
     AT_DISPATCH_FLOATING_TYPES(gate.scalar_type(), "gated product", [&] {
-      GatedProductWork<scalar_t> work{};
-      work.count = gate.numel();
-      work.gate = gate.const_data_ptr<scalar_t>(), work.value = value.const_data_ptr<scalar_t>();
+      auto work = product_of<scalar_t>(static_cast<Nonlinearity>(nonlinearity), gate, value);
       work.out = out.mutable_data_ptr<scalar_t>();
-      for_each_task(blocks(gate), [&](int64_t task) { DISPATCH(gated_product<scalar_t>, work, task); });
+      gated_product(work);
     });
     context->save_for_backward({gate, value});
+    context->saved_data["nonlinearity"] = nonlinearity;
     return out;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context, torch::autograd::variable_list grads) {
     refuse_second_derivatives();
     auto saved = context->get_saved_variables();
+    const auto nonlinearity = static_cast<Nonlinearity>(context->saved_data["nonlinearity"].toInt());
     auto cotangent = grads[0].contiguous(), of_gate = at::empty_like(saved[0]), of_value = at::empty_like(saved[0]);
     AT_DISPATCH_FLOATING_TYPES(cotangent.scalar_type(), "gated product", [&] {
-      GatedProductWork<scalar_t> work{};
-      work.count = cotangent.numel();
-      work.gate = saved[0].const_data_ptr<scalar_t>(), work.value = saved[1].const_data_ptr<scalar_t>();
+      auto work = product_of<scalar_t>(nonlinearity, saved[0], saved[1]);
       work.cotangent = cotangent.const_data_ptr<scalar_t>();
       work.of_gate = of_gate.mutable_data_ptr<scalar_t>(), work.of_value = of_value.mutable_data_ptr<scalar_t>();
-      for_each_task(blocks(cotangent), [&](int64_t task) { DISPATCH(gated_product_back<scalar_t>, work, task); });
+      gated_product_back(work);
     });
-    return {of_gate, of_value};
+    return {of_gate, of_value, Tensor()};
   }
 };
 
@@ -99,7 +106,7 @@ struct GatedResidual : torch::autograd::Function<GatedResidual> {
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "gated residual", [&] {
       auto work = work_of<scalar_t>({x, gate, first, second});
       work.out = out.mutable_data_ptr<scalar_t>();
-      for_each_task(blocks(x), [&](int64_t task) { DISPATCH(gated_residual<scalar_t>, work, task); });
+      for_each_task(blocks(x.numel()), [&](int64_t task) { DISPATCH(gated_residual<scalar_t>, work, task); });
     });
     context->save_for_backward({x, gate, first, second});
     return out;
@@ -115,7 +122,7 @@ struct GatedResidual : torch::autograd::Function<GatedResidual> {
       work.cotangent = cotangent.const_data_ptr<scalar_t>();
       work.of_x = of_x.mutable_data_ptr<scalar_t>(), work.of_gate = of_gate.mutable_data_ptr<scalar_t>();
       work.of_sum = of_sum.mutable_data_ptr<scalar_t>();
-      for_each_task(blocks(cotangent), [&](int64_t task) { DISPATCH(gated_residual_back<scalar_t>, work, task); });
+      for_each_task(blocks(cotangent.numel()), [&](int64_t task) { DISPATCH(gated_residual_back<scalar_t>, work, task); });
     });
     return {of_x, of_gate, of_sum, of_sum};
   }
@@ -136,10 +143,22 @@ std::vector<Tensor> prepared(std::initializer_list<ctorch_tensor> handles) {
 
 } // namespace
 
-extern "C" ctorch_tensor ctorch_gated_product(ctorch_tensor gate, ctorch_tensor value, ctorch_error *error) {
+template <typename T> void ctorch::gated_product(const GatedProductWork<T> &work) {
+  for_each_task(blocks(work.count), [&](int64_t task) { DISPATCH(gated_product_block<T>, work, task); });
+}
+template <typename T> void ctorch::gated_product_back(const GatedProductWork<T> &work) {
+  for_each_task(blocks(work.count), [&](int64_t task) { DISPATCH(gated_product_block_back<T>, work, task); });
+}
+
+template void ctorch::gated_product(const GatedProductWork<float> &);
+template void ctorch::gated_product(const GatedProductWork<double> &);
+template void ctorch::gated_product_back(const GatedProductWork<float> &);
+template void ctorch::gated_product_back(const GatedProductWork<double> &);
+
+extern "C" ctorch_tensor ctorch_gated_product(ctorch_tensor gate, ctorch_tensor value, int32_t nonlinearity, ctorch_error *error) {
   return guarded_tensor(error, [&] {
     auto inputs = prepared({gate, value});
-    return GatedProduct::apply(inputs[0], inputs[1]).to(get(gate).scalar_type());
+    return GatedProduct::apply(inputs[0], inputs[1], static_cast<int64_t>(nonlinearity)).to(get(gate).scalar_type());
   });
 }
 

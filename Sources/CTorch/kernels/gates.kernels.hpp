@@ -1,4 +1,5 @@
-// Mega's gates for one instruction set; see moving_average_gates.cpp for the equations.
+// Gates for one instruction set; see gates.cpp for the equations.
+#include "nonlinearity.kernels.hpp"
 
 /// Calls body(place, numbers) for a block's vectors, of which the last may be shorter.
 template <typename T, typename Body> INLINE void gate_vectors(int64_t count, int64_t task, Body body) {
@@ -13,19 +14,22 @@ template <typename T> INLINE void gate_store(T *p, Vector<T> v, int64_t n) {
   store_first<T>(p, v, n);
 }
 
-template <typename T> void gated_product(const GatedProductWork<T> &work, int64_t task) {
+template <typename T> void gated_product_block(const GatedProductWork<T> &work, int64_t task) {
   gate_vectors<T>(work.count, task, [&](int64_t i, int64_t n) {
-    const auto gate = gate_load<T>(work.gate + i, n);
-    gate_store<T>(work.out + i, gate * logistic<T>(gate) * gate_load<T>(work.value + i, n), n);
+    Vector<T> slope;
+    const auto open = nonlinear<false, T>(work.nonlinearity, gate_load<T>(work.gate + i, n), slope);
+    gate_store<T>(work.out + i, open * gate_load<T>(work.value + i, n), n);
   });
 }
 
-template <typename T> void gated_product_back(const GatedProductWork<T> &work, int64_t task) {
+template <typename T> void gated_product_block_back(const GatedProductWork<T> &work, int64_t task) {
   gate_vectors<T>(work.count, task, [&](int64_t i, int64_t n) {
-    const auto gate = gate_load<T>(work.gate + i, n), open = logistic<T>(gate), silu = gate * open;
-    const auto given = gate_load<T>(work.cotangent + i, n);
-    gate_store<T>(work.of_gate + i, given * gate_load<T>(work.value + i, n) * (open + silu * (T(1) - open)), n);
-    gate_store<T>(work.of_value + i, given * silu, n);
+    Vector<T> slope;
+    const auto open = nonlinear<true, T>(work.nonlinearity, gate_load<T>(work.gate + i, n), slope);
+    const auto given = gate_load<T>(work.cotangent + i, n), value = gate_load<T>(work.value + i, n);
+    gate_store<T>(work.of_gate + i, given * value * slope, n);
+    gate_store<T>(work.of_value + i, given * open, n);
+    if (work.out) gate_store<T>(work.out + i, open * value, n);
   });
 }
 
