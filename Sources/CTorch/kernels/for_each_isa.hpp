@@ -4,8 +4,8 @@
 //   #include "for_each_isa.hpp"
 //
 // gives ctorch::avx512::f, avx2::f and baseline::f for every f in it. The baseline is SSE2 on x86-64 and NEON on arm64. The file
-// itself includes nothing: what it needs is included before, outside of every instruction set. Its names are its own: families
-// may have functions of one name.
+// includes other *.kernels.hpp at most, which become part of it: its own family's, and functions that several families apply.
+// Headers are included before, outside of every instruction set. Its names are its own: families may have functions of one name.
 #include "isa.hpp"
 
 #include <algorithm>
