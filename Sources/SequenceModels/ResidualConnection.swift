@@ -7,7 +7,8 @@
 import SequenceMixers
 import Torch
 
-/// The kind of connection around each mixer; as `residual:` in a recipe. Feed-forward layers keep the plain one.
+/// The kind of connection around each mixer; as `residual:` in a recipe. Feed-forward layers keep the plain one,
+/// and mixers that are whole blocks have one of their own: any kind but plain is refused with them.
 public struct ResidualConfiguration: Codable, Sendable {
     public enum Kind: String, NamedChoice {
         case plain

@@ -23,9 +23,10 @@ public final class SequenceEncoder: Module {
         let mixers = try (0..<configuration.layers).map { layer in
             context.layer = layer
             let mixer = try configuration.mixer.build(context)
-            if mixer.isWholeBlock && configuration.residual.kind == .reversible {
+            let kind = configuration.residual.kind
+            if mixer.isWholeBlock && kind != .plain {
                 throw ConfigurationError(
-                    "residual: kind reversible needs a mixer without a connection of its own, which "
+                    "residual: kind \(kind.rawValue) needs a mixer without a connection of its own, which "
                         + "'\(configuration.mixer.name)' has")
             }
             return mixer

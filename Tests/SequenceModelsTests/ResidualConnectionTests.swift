@@ -97,6 +97,27 @@ private final class MatrixMixer: Module, SequenceMixer {
         }
     }
 
+    /// Mixers that connect their output to their input themselves leave nothing for a momentum to run through.
+    @Test(arguments: ["gmlp", "mega", "r-transformer", "sparse-mlp", "samformer"]) func wholeBlocksHaveTheirOwn(
+        _ name: String
+    ) throws {
+        var configuration = smallConfiguration(try MixerConfiguration(name))
+        func build() throws {
+            let isCausal = try MixerCatalogue.entry(named: name).causal
+            _ = try SequenceEncoder(
+                configuration, isCausal: isCausal, maximumLength: 12, using: RandomGenerator(seed: 1))
+        }
+        try build()
+        for kind in [ResidualConfiguration.Kind.constant, .adaptive, .reversible] {
+            configuration.residual = ResidualConfiguration(kind)
+            let error = #expect(throws: ConfigurationError.self) { try build() }
+            #expect(
+                error?.description
+                    == "residual: kind \(kind.rawValue) needs a mixer without a connection of its own, which '\(name)' has"
+            )
+        }
+    }
+
     @Test func gradientsGoThroughTheMomentum() throws {
         let generator = RandomGenerator(seed: 5)
         for residual in residualKinds {
