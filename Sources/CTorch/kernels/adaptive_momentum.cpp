@@ -4,6 +4,7 @@
 // with Frobenius norms of a head. Nothing can be done for several tokens at once, as β_i hangs on p_{i-1}: a head is a task,
 // its state stays in the caches. Forward keeps the state before each 64 tokens; backward goes through them again.
 #include "adaptive_momentum.hpp"
+#include "empty_result.hpp"
 #include "CTorch.h"
 
 #define KERNELS "adaptive_momentum.kernels.hpp"
@@ -242,14 +243,17 @@ extern "C" ctorch_tensor ctorch_adaptive_momentum(ctorch_tensor q, ctorch_tensor
                 "adaptive momentum attention needs φ(q) and φ(k) of one shape [batch, heads, length, features] and v of the same "
                 "batch, heads and length, not ",
                 tq.sizes(), ", ", tk.sizes(), ", ", tv.sizes());
+    TORCH_CHECK(tq.size(1) > 0 && tq.size(3) > 0 && tv.size(3) > 0,
+                "adaptive momentum attention needs at least one head, feature and value, not ", tq.sizes(), ", ", tv.sizes());
     TORCH_CHECK(tq.is_cpu(), "adaptive momentum attention has a kernel on the CPU only");
     // Sums over the sequence leave half precision's range.
     const auto type = at::promote_types(at::promote_types(tq.scalar_type(), tv.scalar_type()), at::kFloat);
     const AdaptiveLayout layout{tq.size(3), tv.size(3)};
     auto state = packed(initial, layout, tq.size(0), tq.size(1), tq.options().dtype(type).requires_grad(false));
-    auto out = AdaptiveFunction::apply(with_rows(tq.to(type)), with_rows(tk.to(type)), with_rows(tv.to(type)),
-                                       Constants{mask ? get(mask).contiguous() : Tensor(), state},
-                                       AdaptiveSettings{step_size, maximum, epsilon});
+    auto out = tv.numel() == 0 ? empty_result(tv.sizes(), {tv, tq, tk})
+                               : AdaptiveFunction::apply(with_rows(tq.to(type)), with_rows(tk.to(type)), with_rows(tv.to(type)),
+                                                         Constants{mask ? get(mask).contiguous() : Tensor(), state},
+                                                         AdaptiveSettings{step_size, maximum, epsilon});
     if (final) *final = unpacked(state, layout, tq.size(0), tq.size(1));
     return out.to(tv.scalar_type());
   });

@@ -17,6 +17,7 @@
 // or biases are so far apart, the chunk's pairs are summed one by one, at each row's own exponent. Chunks of even number
 // write the gradients of the keys in their windows, then those of odd number add theirs.
 #include "aft_reference.hpp"
+#include "empty_result.hpp"
 
 #define KERNELS "aft_window_backward.kernels.hpp"
 #include "for_each_isa.hpp"
@@ -279,7 +280,7 @@ extern "C" ctorch_tensor ctorch_aft(ctorch_tensor q, ctorch_tensor k, ctorch_ten
     const auto &tk = get(k), &tv = get(v);
     TORCH_CHECK(tk.is_cpu(), "this kernel of the Attention Free Transformer is for the CPU");
     TORCH_CHECK(tk.dim() == 4 && tv.dim() == 4 && tk.sizes().slice(0, 3) == tv.sizes().slice(0, 3) &&
-                    (tk.size(3) == tv.size(3) || tk.size(3) == 1) && tv.numel() > 0,
+                    (tk.size(3) == tv.size(3) || tk.size(3) == 1),
                 "the Attention Free Transformer needs k and v of one batch, heads and length, not ", tk.sizes(), ", ", tv.sizes());
     TORCH_CHECK(!q || get(q).sizes() == tv.sizes(), "the Attention Free Transformer needs q of v's shape ", tv.sizes());
     // Sums over the sequence leave half precision's range.
@@ -291,6 +292,7 @@ extern "C" ctorch_tensor ctorch_aft(ctorch_tensor q, ctorch_tensor k, ctorch_ten
     TORCH_CHECK(kind == ctorch_aft_zero || (bias && get(bias).dim() == 2 && get(bias).size(0) == bias_rows &&
                                             get(bias).size(1) > 0 && (causal || get(bias).size(1) % 2 == 1)),
                 "the Attention Free Transformer needs biases [", bias_rows, ", taps], an odd number of them unless it is causal");
+    if (tv.numel() == 0) return empty_result(tv.sizes(), {tv, tk, optional(q), optional(bias)});
     auto none = at::empty({0}, tv.options().dtype(type));
     auto given = [&](ctorch_tensor t) { return with_rows(get(t).to(type)); };
     auto biases = kind == ctorch_aft_zero ? none : get(bias).to(type).contiguous();

@@ -13,6 +13,7 @@
 // A sequence is one task for each head; where there are few heads it is cut into segments, whose sums are taken at once
 // and then added up. How many depends on the work alone, so that any number of threads gives the same bits.
 #include "causal_linear.hpp"
+#include "empty_result.hpp"
 
 #define KERNELS "causal_linear.kernels.hpp"
 #include "for_each_isa.hpp"
@@ -347,6 +348,7 @@ struct CausalLinear : torch::autograd::Function<CausalLinear> {
 
 std::pair<Tensor, Tensor> attend(const Tensor &q, const Tensor &k, const Tensor &v, const Tensor &mask, const Tensor &initial,
                                  const LinearSettings &settings) {
+  if (v.numel() == 0) return {empty_result(v.sizes(), {v, q, k}), initial.detach().clone()};
   if (!q.is_cpu()) return composed_causal_linear(q, k, v, mask, initial, settings);
   auto result = CausalLinear::apply(with_rows(q), with_rows(k), with_rows(v), Constants{mask, initial}, settings);
   return {result[0], result[1].detach()};
@@ -364,6 +366,8 @@ extern "C" ctorch_tensor ctorch_causal_linear(ctorch_tensor q, ctorch_tensor k, 
     TORCH_CHECK(tq.sizes() == tk.sizes() && tk.sizes().slice(0, 3) == tv.sizes().slice(0, 3),
                 "causal linear attention needs φ(q) and φ(k) of one shape and v of the same batch, heads and length, not ",
                 tq.sizes(), ", ", tk.sizes(), ", ", tv.sizes());
+    TORCH_CHECK(tq.size(3) > 0 && tv.size(3) > 0, "causal linear attention needs at least one feature and one value a head, not ",
+                tq.sizes(), ", ", tv.sizes());
     TORCH_CHECK(options.momentum >= 0 && options.momentum < 1, "causal linear attention needs 0 <= momentum < 1");
     LinearSettings settings{static_cast<FeatureMap>(options.feature_map),
                             static_cast<LinearNormalization>(options.normalization), options.momentum, options.step_size,

@@ -20,6 +20,7 @@
 // gradients of keys in slots that are written out with the last block that meets them. A head is one task, or, where there are
 // few heads, several segments of blocks; tiles that several of them meet are summed up at the end, and so is what each task has
 // for the tables. How many depends on the work alone, so that any number of threads gives the same bits.
+#include "empty_result.hpp"
 #include "interval_distances.hpp"
 
 #define KERNELS "interval_attention.kernels.hpp"
@@ -217,6 +218,8 @@ extern "C" ctorch_tensor ctorch_interval_attention(ctorch_tensor q, ctorch_tenso
                 "attention over intervals needs q, k, v of one batch and number of heads, q and k of one width, and k and v of one "
                 "length, not ",
                 tq.sizes(), ", ", tk.sizes(), ", ", tv.sizes());
+    TORCH_CHECK(tq.size(3) > 0 && tv.size(3) > 0, "attention over intervals needs at least one feature and one value a head, not ",
+                tq.sizes(), ", ", tv.sizes());
     auto mask = key_mask ? get(key_mask).contiguous() : Tensor();
     TORCH_CHECK(!mask.defined() || (mask.scalar_type() == at::kBool && mask.sizes() == at::IntArrayRef({tk.size(0), tk.size(2)})),
                 "attention over intervals needs a mask of booleans [batch, keys], not ", mask.sizes());
@@ -235,6 +238,11 @@ extern "C" ctorch_tensor ctorch_interval_attention(ctorch_tensor q, ctorch_tenso
       table = get(distances->table).to(type).contiguous();
       bias = get(distances->bias).to(type).contiguous();
       key_bias = get(distances->key_bias).to(type).contiguous();
+    }
+    if (tq.numel() == 0 || tv.numel() == 0) { // a query without keys gives zeros
+      const auto none = Tensor();
+      return empty_result({tq.size(0), tq.size(1), tq.size(2), tv.size(3)},
+                          {tv, tq, tk, table.value_or(none), bias.value_or(none), key_bias.value_or(none)});
     }
     auto out = IntervalAttention::apply(with_rows(tq.to(type)), with_rows(tk.to(type)), with_rows(tv.to(type)), table, bias,
                                         key_bias, constants);

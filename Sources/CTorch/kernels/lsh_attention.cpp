@@ -13,6 +13,7 @@
 // sorted but the tokens' numbers. Within a chunk their order does not matter: they stand by position, and what a causal query may
 // see of a tile of keys are its first ones. A tile's cotangents are added to those of its tokens once, when it is done with.
 #include "lsh_attention.hpp"
+#include "empty_result.hpp"
 
 #define KERNELS "lsh_attention.kernels.hpp"
 #include "for_each_isa.hpp"
@@ -188,10 +189,9 @@ extern "C" ctorch_tensor ctorch_lsh_attention(ctorch_tensor qk, ctorch_tensor v,
                                               ctorch_lsh_options options, ctorch_error *error) {
   return guarded_tensor(error, [&] {
     const auto &tx = get(qk), &tv = get(v), &given = get(buckets);
-    TORCH_CHECK(tx.dim() == 4 && tv.dim() == 4 && tx.sizes().slice(0, 3) == tv.sizes().slice(0, 3) && tx.numel() > 0 &&
-                    tv.numel() > 0,
-                "LSH attention takes qk [batch, heads, n, d], v [batch, heads, n, e] and at least one of everything, not ",
-                tx.sizes(), ", ", tv.sizes());
+    TORCH_CHECK(tx.dim() == 4 && tv.dim() == 4 && tx.sizes().slice(0, 3) == tv.sizes().slice(0, 3) && tx.size(3) > 0,
+                "LSH attention takes qk [batch, heads, n, d] with d above 0 and v [batch, heads, n, e], not ", tx.sizes(), ", ",
+                tv.sizes());
     const int64_t batch = tx.size(0), heads = tx.size(1), length = tx.size(2);
     TORCH_CHECK(tx.is_cpu(), "the kernel of LSH attention runs on the CPU");
     TORCH_CHECK(given.dim() == 4 && given.size(2) > 0 && given.sizes() == at::IntArrayRef({batch, heads, given.size(2), length}) &&
@@ -205,6 +205,7 @@ extern "C" ctorch_tensor ctorch_lsh_attention(ctorch_tensor qk, ctorch_tensor v,
     auto real = mask ? get(mask).contiguous() : Tensor();
     TORCH_CHECK(!real.defined() || (real.scalar_type() == at::kBool && real.sizes() == at::IntArrayRef({batch, length})),
                 "LSH attention needs a mask of booleans [batch, n], not ", real.sizes());
+    if (tv.numel() == 0) return empty_result(tv.sizes(), {tv, tx});
     const LSHSettings settings{options.causal,         options.within_bucket, options.unique_pairs,  options.real_length,
                                options.chunk,          options.chunks_before, options.chunks_after,  options.bucket_count,
                                options.scale,          options.key_norm_epsilon, options.self_logit};

@@ -46,8 +46,8 @@ extern "C" ctorch_tensor ctorch_lsh_buckets(ctorch_tensor x, ctorch_tensor rotat
       directions += factors[i] / 2;
       buckets *= factors[i];
     }
-    TORCH_CHECK(tx.dim() == 4 && given.dim() == 4 && tx.is_cpu() && directions > 0 && rounds > 0 && rounds <= given.size(2) &&
-                    given.sizes() == at::IntArrayRef({tx.size(1), tx.size(3), given.size(2), directions}),
+    TORCH_CHECK(tx.dim() == 4 && tx.size(3) > 0 && given.dim() == 4 && tx.is_cpu() && directions > 0 && rounds > 0 &&
+                    rounds <= given.size(2) && given.sizes() == at::IntArrayRef({tx.size(1), tx.size(3), given.size(2), directions}),
                 "LSH buckets of x [batch, heads, n, d] need rotations [heads, d, rounds, ", directions, "] on the CPU, not ",
                 tx.sizes(), ", ", given.sizes());
     auto found = at::empty({tx.size(0), tx.size(1), rounds, tx.size(2)}, tx.options().dtype(at::kInt));

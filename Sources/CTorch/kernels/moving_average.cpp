@@ -10,6 +10,7 @@
 // is read.
 // The forward pass keeps the states before each chunk of 64 tokens, hidden / 64 times as many numbers as x has.
 #include "moving_average.hpp"
+#include "empty_result.hpp"
 
 #define KERNELS "moving_average_backward.kernels.hpp"
 #include "for_each_isa.hpp"
@@ -248,6 +249,7 @@ struct MovingAverage : torch::autograd::Function<MovingAverage> {
 void check(const Tensor &x, const at::ArrayRef<Tensor> parameters, const Tensor &omega, const Tensor &mask, const Tensor &initial) {
   TORCH_CHECK(x.is_cpu() && x.dim() == 3, "the moving average takes x [batch, length, channels] on the CPU, not ", x.sizes());
   const int64_t channels = x.size(2);
+  TORCH_CHECK(channels > 0, "the moving average needs at least one channel, not x ", x.sizes());
   const auto &first = parameters[0];
   TORCH_CHECK(first.dim() == 2 && first.size(1) > 0 && (first.size(0) == channels || first.size(0) == 2 * channels) &&
                   std::all_of(parameters.begin(), parameters.end(), [&](const Tensor &t) { return t.sizes() == first.sizes(); }),
@@ -273,6 +275,11 @@ extern "C" ctorch_tensor ctorch_moving_average(ctorch_tensor x, ctorch_tensor ma
     check(tx, raw, omega, real, first);
     // Sums over the sequence leave half precision's range.
     const auto type = at::promote_types(at::promote_types(tx.scalar_type(), raw[0].scalar_type()), at::kFloat);
+    if (tx.numel() == 0) {
+      const auto state = at::zeros({tx.size(0), tx.size(2), raw[0].size(1)}, tx.options().dtype(type));
+      if (final && raw[0].size(0) == tx.size(2)) *final = wrap(first.defined() ? first.detach().to(type).clone() : state);
+      return empty_result(tx.sizes(), {tx, raw[0], raw[1], raw[2], raw[3], omega});
+    }
     for (auto &parameter : raw) parameter = parameter.to(type).contiguous();
     const auto gate = omega.defined() ? omega.to(type).contiguous() : raw[0];
     const auto wide = with_rows(tx.to(type));

@@ -6,6 +6,7 @@
 // where the norms go over all heads together. The backward pass makes the weights, the mixtures and what the norms divided by
 // again:   dk_t = LN_back(dk'_t) + P_t dk̄,   dP_t = dk̄·k_t + dv̄·v_t,   dlogits_t = P_t (dP_t - Σ_s P_s dP_s).
 #include "segment_mixtures.hpp"
+#include "empty_result.hpp"
 
 #define KERNELS "segment_mixtures.kernels.hpp"
 #include "for_each_isa.hpp"
@@ -239,7 +240,7 @@ extern "C" ctorch_tensor ctorch_segment_mixtures(ctorch_tensor k, ctorch_tensor 
   return guarded_tensor(error, [&] {
     const auto &tk = get(k), &tv = get(v), &tl = get(logits);
     TORCH_CHECK(segment > 0 && rank > 0 && heads > 0, "segment mixtures need a segment, a rank and heads above 0");
-    TORCH_CHECK(tk.dim() == 3 && tk.size(1) > 0 && tk.size(2) % heads == 0 && tv.sizes() == tk.sizes() &&
+    TORCH_CHECK(tk.dim() == 3 && tk.size(2) > 0 && tk.size(2) % heads == 0 && tv.sizes() == tk.sizes() &&
                     tl.sizes() == at::IntArrayRef({tk.size(0), tk.size(1), heads * rank}),
                 "segment mixtures take k and v [batch, length, heads · width] and logits [batch, length, heads · rank], not ",
                 tk.sizes(), ", ", tv.sizes(), ", ", tl.sizes());
@@ -253,6 +254,15 @@ extern "C" ctorch_tensor ctorch_segment_mixtures(ctorch_tensor k, ctorch_tensor 
       TORCH_CHECK(get(t).numel() == tk.size(2), "segment mixtures need norms over ", tk.size(2), " channels, not ", get(t).sizes());
       return get(t).to(type).contiguous();
     };
+    if (tk.numel() == 0) { // one segment has no mixtures, and none has none either
+      const int64_t total = std::max<int64_t>(tk.size(1), 1), mixtures = (total - 1) / segment * rank;
+      auto empty = [&](const Tensor &t) {
+        return empty_result({t.size(0), t.size(1) + mixtures, t.size(2)}, {t, tl, get(norms.token_gain), get(norms.token_bias),
+                                                                          get(norms.mixture_gain), get(norms.mixture_bias)});
+      };
+      *values = wrap(empty(tv));
+      return empty(tk);
+    }
     auto wide = [&](const Tensor &t) { return with_rows(t.to(type)); };
     auto result = SegmentMixtures::apply(wide(tk), wide(tv), wide(tl), norm(norms.token_gain), norm(norms.token_bias),
                                          norm(norms.mixture_gain), norm(norms.mixture_bias),

@@ -7,6 +7,7 @@
 //   dv_j = dv'_j + w_j dv̄,   dk_j = dk'_j + dl_j q̄,   dq̄ = Σ_j dl_j k_j,
 // and pooling hands dq̄ and dk̄ back to a and b: to the largest (in equal parts where several are), or to all.
 #include "span_summaries.hpp"
+#include "empty_result.hpp"
 
 #define KERNELS "span_summaries.kernels.hpp"
 #include "for_each_isa.hpp"
@@ -213,11 +214,19 @@ extern "C" ctorch_tensor ctorch_span_summaries(ctorch_tensor a, ctorch_tensor b,
                     tk.sizes().slice(0, 3) == tv.sizes().slice(0, 3),
                 "span summaries take a, b and k of one shape of rank 4 and v of the same batch, heads and length, not ", ta.sizes(),
                 ", ", tb.sizes(), ", ", tk.sizes(), ", ", tv.sizes());
+    TORCH_CHECK(tk.size(3) > 0 && tv.size(3) > 0, "span summaries need at least one feature and one value a head, not ", tk.sizes(),
+                ", ", tv.sizes());
     TORCH_CHECK(tk.is_cpu() && tv.is_cpu() && ta.is_cpu() && tb.is_cpu(), "span summaries are a kernel of the CPU");
     TORCH_CHECK(span > 0 && pool >= 0 && pool <= 2, "span summaries need a span above 0 and a pool from 0 to 2");
     auto real = mask ? get(mask).contiguous() : Tensor();
     TORCH_CHECK(!real.defined() || (real.scalar_type() == at::kBool && real.sizes() == at::IntArrayRef({tk.size(0), tk.size(2)})),
                 "span summaries need a mask of booleans [batch, length], not ", real.sizes());
+    if (tk.numel() == 0) {
+      const int64_t total = tk.size(2) + (tk.size(2) + span - 1) / span;
+      auto empty = [&](const Tensor &t) { return empty_result({t.size(0), t.size(1), total, t.size(3)}, {t, ta, tb, tk, tv}); };
+      *values = wrap(empty(tv));
+      return empty(tk);
+    }
     // Sums of exponentials leave half precision's range.
     auto type = at::promote_types(at::promote_types(tk.scalar_type(), tv.scalar_type()), at::kFloat);
     auto wide = [&](const Tensor &t) { return with_rows(t.to(type)); };

@@ -6,6 +6,7 @@
 // products are cut into panels of columns, a task each, and go block by block through W, of which a causal one has half as
 // many. The gate stands where a product ends, and its gradient where the others begin.
 #include "spatial_gate.hpp"
+#include "empty_result.hpp"
 
 #define KERNELS "spatial_gate.kernels.hpp"
 #include "for_each_isa.hpp"
@@ -193,10 +194,10 @@ extern "C" ctorch_tensor ctorch_spatial_gate(ctorch_tensor z, ctorch_tensor scal
                                              ctorch_error *error) {
   return guarded_tensor(error, [&] {
     const auto &tz = get(z), &tw = get(w), &tb = get(bias);
-    TORCH_CHECK(tz.is_cpu() && tz.dim() == 3 && tz.size(2) % 2 == 0 && tz.numel() > 0, "the spatial gate takes z [batch, length, 2 "
-                "channels] on the CPU, not ", tz.sizes());
+    TORCH_CHECK(tz.is_cpu() && tz.dim() == 3 && tz.size(2) > 0 && tz.size(2) % 2 == 0,
+                "the spatial gate takes z [batch, length, 2 channels] on the CPU, not ", tz.sizes());
     const int64_t length = tz.size(1), channels = tz.size(2) / 2;
-    TORCH_CHECK(tw.dim() == 3 && tw.size(1) == length && tw.size(2) == length && channels % tw.size(0) == 0 &&
+    TORCH_CHECK(tw.dim() == 3 && tw.size(0) > 0 && tw.size(1) == length && tw.size(2) == length && channels % tw.size(0) == 0 &&
                     tb.sizes() == at::IntArrayRef({tw.size(0), length}),
                 "the spatial gate needs w [heads, ", length, ", ", length, "] and biases [heads, ", length, "], not ", tw.sizes(),
                 ", ", tb.sizes());
@@ -205,6 +206,7 @@ extern "C" ctorch_tensor ctorch_spatial_gate(ctorch_tensor z, ctorch_tensor scal
     auto real = mask ? get(mask).contiguous() : Tensor();
     TORCH_CHECK(!real.defined() || (real.scalar_type() == at::kBool && real.sizes() == tz.sizes().slice(0, 2)),
                 "the spatial gate needs a mask of booleans [batch, length], not ", real.sizes());
+    if (tz.numel() == 0) return empty_result({tz.size(0), length, channels}, {tz, get(scale), get(shift), tw, tb});
     auto type = at::promote_types(at::promote_types(tz.scalar_type(), tw.scalar_type()), at::kFloat);
     auto given = [&](ctorch_tensor t) { return get(t).to(type).contiguous(); };
     return SpatialGate::apply(given(z), given(scale), given(shift), with_rows(tw.to(type)), given(bias),
