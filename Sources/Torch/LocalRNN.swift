@@ -1,6 +1,6 @@
 import CTorch
 
-/// A recurrent cell that ``localRecurrence(_:_:inputWeight:hiddenWeight:inputBias:hiddenBias:window:)`` runs.
+/// A recurrent cell that ``localRecurrence(_:_:inputWeight:hiddenWeight:inputBias:hiddenBias:window:keptBytes:)`` runs.
 public enum LocalRecurrentCell: Int32, Sendable, CaseIterable {
     /// r, z, n
     case gru
@@ -14,14 +14,15 @@ public enum LocalRecurrentCell: Int32, Sendable, CaseIterable {
 /// from zero and reads the last `window` tokens, zero vectors standing before the first.
 ///
 /// The weights are `[gates · dim, dim]` and the biases `[gates · dim]`, gate after gate in the order of the cell's
-/// comment. With g gates, time is O(N window g dim²). With gradients, memory is O(N window dim) for up to a gigabyte of
-/// it, and O(N dim) beyond, where the backward pass takes the steps again. On the CPU only.
+/// comment. With g gates, time is O(N window g dim²). With gradients, memory is O(N window dim) where that is at most
+/// `keptBytes`, and O(N dim) otherwise, where the backward pass takes the steps again. On the CPU only.
 public func localRecurrence(
     _ x: Tensor, _ cell: LocalRecurrentCell, inputWeight: Tensor, hiddenWeight: Tensor, inputBias: Tensor,
-    hiddenBias: Tensor, window: Int
+    hiddenBias: Tensor, window: Int, keptBytes: Int = 1 << 30
 ) -> Tensor {
     call("local_rnn", [x, inputWeight, hiddenWeight, inputBias, hiddenBias]) { pointers, error in
         ctorch_local_rnn(
-            pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], cell.rawValue, Int64(window), error)
+            pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], cell.rawValue, Int64(window),
+            Int64(keptBytes), error)
     }
 }

@@ -8,6 +8,7 @@ import Torch
         var dim = 5
         var window = 7
         var batch = 2
+        var keptBytes = 1 << 30
         var testDescription: String { "\(cell), N \(length), E \(dim), M \(window), batch \(batch)" }
 
         var gates: Int { [3, 4, 1][Int(cell.rawValue)] }
@@ -26,8 +27,9 @@ import Torch
         func callAsFunction(_ x: [Tensor]) -> [Tensor] {
             [
                 localRecurrence(
-                    x[0], cell, inputWeight: x[1], hiddenWeight: x[2], inputBias: x[3], hiddenBias: x[4], window: window
-                )
+                    x[0], cell, inputWeight: x[1], hiddenWeight: x[2], inputBias: x[3], hiddenBias: x[4],
+                    window: window,
+                    keptBytes: keptBytes)
             ]
         }
     }
@@ -46,6 +48,27 @@ import Torch
 
     @Test(arguments: cases) func everyInstructionSetGivesTheLoops(_ setting: Case) throws {
         try expectKernel(setting.inputs(), single: 5e-5) { setting($0) }
+    }
+
+    /// Steps that are not kept are taken again, by the same operations: block by block the same numbers.
+    @Test(arguments: cases) func stepsTakenAgainAreTheSame(_ setting: Case) throws {
+        var forgetful = setting
+        forgetful.keptBytes = 0
+        func results(_ setting: Case, _ dtype: DType) throws -> [Tensor] {
+            let leaves = setting.inputs().map { $0.to(dtype).requiringGrad() }
+            let out = setting(leaves)[0]
+            let slopes = gradients(of: [out.square().sum()], withRespectTo: leaves)
+            return [out] + (try slopes.map { try #require($0) })
+        }
+        for isa in KernelInstructions.available {
+            for dtype in [DType.float32, .float64] {
+                try KernelInstructions.with(isa) {
+                    for (a, b) in zip(try results(forgetful, dtype), try results(setting, dtype)) {
+                        #expect(a.isIdentical(to: b), "\(isa)")
+                    }
+                }
+            }
+        }
     }
 
     /// Rows that lie apart: every second token, and the columns of a wider tensor.

@@ -7,9 +7,10 @@
 //
 // A token is projected by W once for all its windows, and the windows of a block of tokens go forward together, so that all is
 // products of a block's rows with weights packed once: gates · dim² · (1 + (M - 1)) multiplications a token, twice that in the
-// backward pass. That one reads what the forward pass left, M (traces + 1) vectors a token; where this is more than `most_kept`
-// bytes, it takes the steps of each block again instead, and memory is that of x.
+// backward pass. That one reads what the forward pass left, M (traces + 1) vectors a token; where this is more bytes than
+// `most_kept`, it takes the steps of each block again instead, and memory is that of x.
 #include "local_rnn.hpp"
+#include "empty_result.hpp"
 
 #define KERNELS "local_rnn.kernels.hpp"
 #include "for_each_isa.hpp"
@@ -24,11 +25,11 @@ namespace {
 constexpr int64_t most_block = 96, tile = 6;
 /// Backward tasks: each has sums as large as the weights.
 constexpr int64_t most_tasks = 8;
-constexpr int64_t most_kept = int64_t(1) << 30;
 
 struct LocalRnnSettings {
   RecurrentCell cell;
   int64_t window;
+  int64_t most_kept; // bytes of steps left for the backward pass
 };
 
 /// The weights as the products read them; see LocalRnnWork.
@@ -105,8 +106,8 @@ Tensor summed(const Tensor &sums, int64_t gates, int64_t dim) {
 
 struct LocalRnn : torch::autograd::Function<LocalRnn> {
   static Tensor forward(torch::autograd::AutogradContext *context, const Tensor &x, const Tensor &input_weight,
-                        const Tensor &hidden_weight, const Tensor &input_bias, const Tensor &hidden_bias, LocalRnnSettings settings,
-                        bool keep) {
+                        const Tensor &hidden_weight, const Tensor &input_bias, const Tensor &hidden_bias,
+                        LocalRnnSettings settings) {
     torch::autograd::variable_list inputs{x, input_weight, hidden_weight, input_bias, hidden_bias};
     auto out = at::empty(x.sizes(), x.options());
     Tensor kept;
@@ -116,7 +117,7 @@ struct LocalRnn : torch::autograd::Function<LocalRnn> {
       packed.give(work);
       work.out = out.mutable_data_ptr<scalar_t>();
       const int64_t blocks = work.batch * work.blocks();
-      if (keep && blocks * work.kept_size() <= most_kept / static_cast<int64_t>(sizeof(scalar_t))) {
+      if (blocks * work.kept_size() <= settings.most_kept / static_cast<int64_t>(sizeof(scalar_t))) {
         kept = at::empty({blocks, work.kept_size()}, x.options());
         work.kept = kept.template mutable_data_ptr<scalar_t>();
       }
@@ -133,7 +134,8 @@ struct LocalRnn : torch::autograd::Function<LocalRnn> {
     TORCH_CHECK(!at::GradMode::is_enabled(), "the local RNN cannot be differentiated twice (createGraph)");
     auto inputs = context->get_saved_variables();
     const Tensor &x = inputs[0], &kept = inputs[5];
-    LocalRnnSettings settings{static_cast<RecurrentCell>(context->saved_data["cell"].toInt()), context->saved_data["window"].toInt()};
+    const LocalRnnSettings settings{static_cast<RecurrentCell>(context->saved_data["cell"].toInt()),
+                                    context->saved_data["window"].toInt(), 0};
     const auto cotangent = with_rows(grads[0]);
     auto dx = at::empty(x.sizes(), x.options());
     Tensor found[4];
@@ -158,7 +160,7 @@ struct LocalRnn : torch::autograd::Function<LocalRnn> {
       for (int64_t task = 0; task < work.tasks; ++task) add_early(work, task);
       for (int i = 0; i < 4; ++i) found[i] = summed(parts[i], work.gates(), work.dim);
     });
-    return {dx, found[0], found[1], found[2], found[3], Tensor(), Tensor()};
+    return {dx, found[0], found[1], found[2], found[3], Tensor()};
   }
 
   /// What a task found for tokens of the tasks before it.
@@ -175,12 +177,12 @@ struct LocalRnn : torch::autograd::Function<LocalRnn> {
 
 extern "C" ctorch_tensor ctorch_local_rnn(ctorch_tensor x, ctorch_tensor input_weight, ctorch_tensor hidden_weight,
                                           ctorch_tensor input_bias, ctorch_tensor hidden_bias, int32_t cell, int64_t window,
-                                          ctorch_error *error) {
+                                          int64_t most_kept, ctorch_error *error) {
   return guarded_tensor(error, [&] {
     const Tensor inputs[5] = {get(x), get(input_weight), get(hidden_weight), get(input_bias), get(hidden_bias)};
-    TORCH_CHECK(cell >= 0 && cell < 3 && window > 0, "the local RNN needs a cell of 0 to 2 and a window above 0, not ", cell, " and ",
-                window);
-    const LocalRnnSettings settings{static_cast<RecurrentCell>(cell), window};
+    TORCH_CHECK(cell >= 0 && cell < 3 && window > 0, "the local RNN needs a cell of 0 to 2 and a window above 0, not ", cell,
+                " and ", window);
+    LocalRnnSettings settings{static_cast<RecurrentCell>(cell), window, 0};
     TORCH_CHECK(inputs[0].dim() == 3 && inputs[0].is_cpu(), "the local RNN takes x [batch, length, dim] on the CPU, not ",
                 inputs[0].sizes());
     const int64_t dim = inputs[0].size(2), rows = gates_of(settings.cell) * dim;
@@ -190,11 +192,11 @@ extern "C" ctorch_tensor ctorch_local_rnn(ctorch_tensor x, ctorch_tensor input_w
                   " rows for this cell and dim ", dim, ", not ", inputs[i].sizes());
     }
     const auto given = inputs[0].scalar_type();
-    if (inputs[0].numel() == 0) return inputs[0] * 1;
+    if (inputs[0].numel() == 0) return empty_result(inputs[0].sizes(), {inputs[0], inputs[1], inputs[2], inputs[3], inputs[4]});
     const auto type = at::promote_types(given, at::kFloat);
-    bool keep = false;
-    for (const auto &input : inputs) keep = keep || (at::GradMode::is_enabled() && input.requires_grad());
+    for (const auto &input : inputs)
+      if (at::GradMode::is_enabled() && input.requires_grad()) settings.most_kept = most_kept;
     auto ready = [&](int i) { return inputs[i].to(type).contiguous(); };
-    return LocalRnn::apply(with_rows(inputs[0].to(type)), ready(1), ready(2), ready(3), ready(4), settings, keep).to(given);
+    return LocalRnn::apply(with_rows(inputs[0].to(type)), ready(1), ready(2), ready(3), ready(4), settings).to(given);
   });
 }

@@ -67,7 +67,8 @@ template <typename T> struct LocalRnnWork {
   int64_t trace_stride() const { return traces_of(cell) ? spread(traces_of(cell) * columns) : 0; }
   int64_t kept_size() const { return window * block * (trace_stride() + row_stride()); }
   Trace<T> trace(T *memory) const {
-    return {memory, memory + window * block * trace_stride(), trace_stride(), row_stride(), block * trace_stride(), block * row_stride()};
+    const int64_t gates_step = block * trace_stride(), hidden_step = block * row_stride();
+    return {memory, memory + window * gates_step, trace_stride(), row_stride(), gates_step, hidden_step};
   }
   /// The first of the blocks, counted through the batch, that a task does.
   int64_t first_block(int64_t task) const { return batch * blocks() * task / tasks; }

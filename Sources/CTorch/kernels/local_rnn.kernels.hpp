@@ -81,18 +81,21 @@ template <typename T> void read_inputs(const LocalRnnWork<T> &work, const BlockP
 
 /// All steps of a block's windows. `projected` and `products` are memory for [inputs, gates] and [rows, gates].
 template <typename T>
-void take_steps(const LocalRnnWork<T> &work, const BlockPlace &place, const T *inputs, T *projected, T *products, const Trace<T> &trace) {
+void take_steps(const LocalRnnWork<T> &work, const BlockPlace &place, const T *inputs, T *projected, T *products,
+                const Trace<T> &trace) {
   const int64_t stride = work.gates_stride();
   for (int64_t i = 0; i < place.inputs(); ++i) std::copy_n(work.bias, work.all_columns(), projected + i * stride);
-  multiply_strips<T>(place.inputs(), work.all_columns(), work.columns, inputs, work.row_stride(), work.input_up, projected, stride, true);
+  multiply_strips<T>(place.inputs(), work.all_columns(), work.columns, inputs, work.row_stride(), work.input_up, projected, stride,
+                     true);
   for (int64_t step = 0; step < work.window; ++step) {
     if (step > 0)
-      multiply_strips<T>(place.rows, work.all_columns(), work.columns, trace.hidden_at(step - 1, 0), trace.hidden_row, work.hidden_up,
-                         products, stride, false);
+      multiply_strips<T>(place.rows, work.all_columns(), work.columns, trace.hidden_at(step - 1, 0), trace.hidden_row,
+                         work.hidden_up, products, stride, false);
     for (int64_t row = 0; row < place.rows; ++row) {
       const int64_t token = place.start + row - (work.window - 1) + step; // before 0, a zero vector: the projection is the bias
       Step<T> one{token < 0 ? work.bias : projected + (token - place.first) * stride, products + row * stride,
-                  trace.hidden_at(step - 1, row), trace.gates_at(step - 1, row), trace.hidden_at(step, row), trace.gates_at(step, row)};
+                  trace.hidden_at(step - 1, row), trace.gates_at(step - 1, row), trace.hidden_at(step, row),
+                  trace.gates_at(step, row)};
       if (step == 0) take_step<T, true>(work, one);
       else take_step<T, false>(work, one);
     }
@@ -112,7 +115,8 @@ template <typename T> void local_rnn_forward(const LocalRnnWork<T> &work, int64_
   read_inputs(work, place, x);
   take_steps(work, place, x, projected, products, trace);
   for (int64_t row = 0; row < rows; ++row)
-    std::copy_n(trace.hidden_at(work.window - 1, row), work.dim, work.out + (place.sequence * work.length + place.start + row) * work.dim);
+    std::copy_n(trace.hidden_at(work.window - 1, row), work.dim,
+                work.out + (place.sequence * work.length + place.start + row) * work.dim);
 }
 
 /// The gradients of one token's step. `hidden` comes in as that of h after the step and leaves as the part of the one before
@@ -198,13 +202,14 @@ void take_steps_back(const LocalRnnWork<T> &work, const BlockPlace &place, const
       const int64_t token = place.start + row - (work.window - 1) + step;
       StepBack<T> one{trace.gates_at(step, row), trace.hidden_at(step - 1, row), trace.gates_at(step - 1, row),
                       trace.hidden_at(step, row), use.hidden + row * row_stride, use.memory + row * row_stride,
-                      use.products + row * stride, token < 0 ? use.nothing : use.projected + (token - place.first) * stride, use.late};
+                      use.products + row * stride, token < 0 ? use.nothing : use.projected + (token - place.first) * stride,
+                      use.late};
       if (step == 0) take_step_back<T, true>(work, one);
       else take_step_back<T, false>(work, one);
     }
     if (step == 0) continue;
-    multiply<T>(work.all_columns(), work.columns, place.rows, use.products, 1, stride, trace.hidden_at(step - 1, 0), trace.hidden_row,
-                use.hidden_weight, work.columns, true);
+    multiply<T>(work.all_columns(), work.columns, place.rows, use.products, 1, stride, trace.hidden_at(step - 1, 0),
+                trace.hidden_row, use.hidden_weight, work.columns, true);
     multiply_strips<T>(place.rows, work.columns, work.all_columns(), use.products, stride, work.hidden_down, use.hidden, row_stride,
                        work.cell == RecurrentCell::gru);
   }
@@ -217,7 +222,8 @@ void leave_block(const LocalRnnWork<T> &work, const BlockPlace &place, const Bac
   for (int64_t i = 0; i < inputs; ++i)
     for (int64_t c = 0; c < work.all_columns(); c += width<T>)
       store<T>(use.input_bias + c, load<T>(use.input_bias + c) + load<T>(use.projected + i * stride + c));
-  multiply<T>(work.all_columns(), work.columns, inputs, use.projected, 1, stride, use.x, row_stride, use.input_weight, work.columns, true);
+  multiply<T>(work.all_columns(), work.columns, inputs, use.projected, 1, stride, use.x, row_stride, use.input_weight, work.columns,
+              true);
   multiply_strips<T>(inputs, work.columns, work.all_columns(), use.projected, stride, work.input_down, use.x, row_stride, false);
   for (int64_t i = 0; i < inputs; ++i) {
     const int64_t token = place.first + i;
@@ -233,13 +239,15 @@ void leave_block(const LocalRnnWork<T> &work, const BlockPlace &place, const Bac
 template <typename T> void local_rnn_backward(const LocalRnnWork<T> &work, int64_t task) {
   const int64_t most = work.block + work.reach(), rows = work.block, stride = work.gates_stride(), row_stride = work.row_stride();
   const int64_t again = work.kept ? 0 : work.kept_size();
-  Scratch scratch(sizeof(T) * static_cast<size_t>(most * (row_stride + stride) + rows * (stride + 2 * row_stride) + stride + again) + 512);
+  Scratch scratch(
+      sizeof(T) * static_cast<size_t>(most * (row_stride + stride) + rows * (stride + 2 * row_stride) + stride + again) + 512);
   BackwardMemory<T> use{};
   use.x = scratch.take<T>(most * row_stride);
   use.projected = scratch.take<T>(most * stride), use.products = scratch.take<T>(rows * stride);
   use.hidden = scratch.take<T>(rows * row_stride), use.memory = scratch.take<T>(rows * row_stride);
   use.nothing = scratch.zeros<T>(stride), use.trace = scratch.take<T>(again);
-  use.input_weight = work.input_weight_sum + task * work.matrix(), use.hidden_weight = work.hidden_weight_sum + task * work.matrix();
+  use.input_weight = work.input_weight_sum + task * work.matrix();
+  use.hidden_weight = work.hidden_weight_sum + task * work.matrix();
   use.input_bias = work.input_bias_sum + task * work.all_columns();
   use.late = work.hidden_bias_sum + task * work.all_columns() + (work.gates() - 1) * work.columns;
   std::fill_n(use.input_weight, work.matrix(), T(0));

@@ -35,7 +35,8 @@ template <typename T> struct Window {
     const int64_t n = work.dim;
     Row input(static_cast<size_t>(n));
     if (place >= 0) std::copy_n(work.x + sequence * work.x_batch + place * work.x_row, n, input.begin());
-    auto from_x = product(work.input_weight, work.input_bias, input), from_h = product(work.hidden_weight, work.hidden_bias, h.back());
+    auto from_x = product(work.input_weight, work.input_bias, input);
+    auto from_h = product(work.hidden_weight, work.hidden_bias, h.back());
     auto logistic = [](T value) { return 1 / (1 + std::exp(-value)); };
     Row next(static_cast<size_t>(n)), memory(static_cast<size_t>(n)), gate(from_x.size());
     for (int64_t i = 0; i < n; ++i) {
