@@ -50,19 +50,17 @@ public final class AFT: Module, ReferenceEvaluating, StreamingMixer {
 
     public func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor {
         guard isInput(x, paddingMask) else { return x }
-        let (q, k, v) = (split(query(x)), split(key(x)), split(value(x)))
+        let (q, k, v) = projected(x)
         return merged(
             usesReference
                 ? core.reference(q, k, v, paddingMask: paddingMask) : core(q, k, v, paddingMask: paddingMask))
     }
 
-    private func split(_ x: Tensor) -> Tensor {
-        x.reshaped(x.size(0), x.size(1), heads, -1).transposed(1, 2)  // [batch, heads, length, headDim]
+    private func projected(_ x: Tensor) -> (q: Tensor, k: Tensor, v: Tensor) {
+        (query(x).splitHeads(heads), key(x).splitHeads(heads), value(x).splitHeads(heads))
     }
 
-    private func merged(_ x: Tensor) -> Tensor {
-        output(x.transposed(1, 2).flattened(2, 3))  // [batch, length, modelDim]
-    }
+    private func merged(_ x: Tensor) -> Tensor { output(x.mergedHeads()) }
 
     /// Traps when x and the mask do not fit; false where the caller is to go on without them.
     private func isInput(_ x: Tensor, _ paddingMask: Tensor?) -> Bool {
@@ -86,7 +84,7 @@ public final class AFT: Module, ReferenceEvaluating, StreamingMixer {
 
     public func prefill(_ x: Tensor, paddingMask: Tensor?, state: inout AFTState) -> Tensor {
         guard isInput(x, paddingMask), isStreaming(x, state) else { return x }
-        let (q, k, v) = (split(query(x)), split(key(x)), split(value(x)))
+        let (q, k, v) = projected(x)
         return merged(core.prefill(q, k, v, paddingMask: paddingMask, state: &state))
     }
 

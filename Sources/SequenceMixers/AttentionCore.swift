@@ -132,7 +132,8 @@ public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating, 
         torchPrecondition(rotary == nil, in: "Attention", "cross-attention takes no rotary positions")
         checkInput(x, nil, modelDim: query.inputs)
         checkInput(context, contextMask, modelDim: query.inputs)
-        return merged(attend(split(query(x)), split(key(context)), split(value(context)), contextMask))
+        let (q, k, v) = (query(x), key(context), value(context))
+        return merged(attend(q.splitHeads(heads), k.splitHeads(heads), v.splitHeads(heads), contextMask))
     }
 
     func attend(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ mask: Tensor?) -> Tensor {
@@ -142,7 +143,7 @@ public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating, 
     /// - Parameter positions: of each sequence's first token, or one for all.
     private func projected(_ x: Tensor, from positions: [Int]) -> (q: Tensor, k: Tensor, v: Tensor) {
         let joint = projections(x, query, key, value)
-        let (q, k, v) = (split(joint.0), split(joint.1), split(joint.2))
+        let (q, k, v) = (joint.0.splitHeads(heads), joint.1.splitHeads(heads), joint.2.splitHeads(heads))
         guard let rotary else { return (q, k, v) }
         return (turned(q, from: positions, rotary), turned(k, from: positions, rotary), v)
     }
@@ -154,13 +155,7 @@ public final class Attention<Core: AttentionCore>: Module, ReferenceEvaluating, 
             positions.enumerated().map { rotary(x.sliced(0, $0.offset..<$0.offset + 1), offset: $0.element) })
     }
 
-    private func split(_ x: Tensor) -> Tensor {
-        x.reshaped(x.size(0), x.size(1), heads, -1).transposed(1, 2)  // [batch, heads, length, headDim]
-    }
-
-    private func merged(_ x: Tensor) -> Tensor {
-        output(x.transposed(1, 2).flattened(2, 3))  // [batch, length, modelDim]
-    }
+    private func merged(_ x: Tensor) -> Tensor { output(x.mergedHeads()) }
 }
 
 /// A core's state, and where each sequence of the batch stands.

@@ -38,12 +38,12 @@ public final class CombinerLayer: Module, StreamingMixer, ReferenceEvaluating {
     }
 
     private func tokens(_ x: Tensor, _ paddingMask: Tensor?) -> CombinerTokens {
-        func split(_ x: Tensor) -> Tensor { x.reshaped(x.size(0), x.size(1), heads, -1).transposed(1, 2) }
-        return core.tokens(
-            split(query(x)), split(key(x)), split(value(x)), paddingMask, x: core.rowKey == nil ? nil : x)
+        core.tokens(
+            query(x).splitHeads(heads), key(x).splitHeads(heads), value(x).splitHeads(heads), paddingMask,
+            x: core.rowKey == nil ? nil : x)
     }
 
-    private func merged(_ x: Tensor) -> Tensor { output(x.transposed(1, 2).flattened(2, 3)) }
+    private func merged(_ x: Tensor) -> Tensor { output(x.mergedHeads()) }
 
     // MARK: Streaming
 

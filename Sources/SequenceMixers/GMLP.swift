@@ -171,8 +171,7 @@ public final class GMLP: Module, ReferenceEvaluating, StreamingMixer {
             mixed = gating.mixed(known)
         } else {
             // Few rows of W: [heads, rows, end] times [batch, heads, end, channels].
-            let grouped = known.reshaped(v.size(0), end, gating.heads, -1).transposed(1, 2)
-            mixed = matmul(gating.rows(position..<end, columns: end), grouped).transposed(1, 2).flattened(2, 3)
+            mixed = matmul(gating.rows(position..<end, columns: end), known.splitHeads(gating.heads)).mergedHeads()
         }
         let gate = gating.gate(mixed, attended?.sliced(1, 0..<end - position), rows: position..<end)
         return gate.padded(1, after: position + count - end)

@@ -88,19 +88,16 @@ public final class LinformerAttention: Module, ReferenceEvaluating {
 
     public func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor {
         checkInput(x, paddingMask, modelDim: query.inputs)
-        let q = split(query(x))
+        let q = query(x).splitHeads(heads)
         let out: Tensor
         if projectsInput {
             let (k, v) = compressed(x, paddingMask)
             out = core.attend(q, rows: k, v, core.projection.rowMask(paddingMask), literal: usesReference)
         } else {
-            out = core.attend(q, split(key(x)), split(value(x)), paddingMask, literal: usesReference)
+            let (k, v) = (key(x).splitHeads(heads), value(x).splitHeads(heads))
+            out = core.attend(q, k, v, paddingMask, literal: usesReference)
         }
-        return output(out.transposed(1, 2).flattened(2, 3))
-    }
-
-    private func split(_ x: Tensor) -> Tensor {
-        x.reshaped(x.size(0), x.size(1), heads, -1).transposed(1, 2)  // [batch, heads, length, headDim]
+        return output(out.mergedHeads())
     }
 
     /// W_k (E x) + b_k and W_v (F x) + b_v, `[batch, heads, rows, headDim]`.
@@ -114,15 +111,15 @@ public final class LinformerAttention: Module, ReferenceEvaluating {
                 return (ofEachHead(keys, key), ofEachHead(values, value))
             }
             // E_h (x W_hᵀ) is (E_h x) W_hᵀ, without modelDim channels for each head.
-            let keys = projection.keys(split(linear(x, key.weight.value)), paddingMask, literal: false)
-            let values = projection.values(split(linear(x, value.weight.value)), paddingMask, literal: false)
+            let keys = projection.keys(linear(x, key.weight.value).splitHeads(heads), paddingMask, literal: false)
+            let values = projection.values(linear(x, value.weight.value).splitHeads(heads), paddingMask, literal: false)
             return (keys + bias(key), values + bias(value))
         }
         let keys = projection.keys(tokens, paddingMask, literal: usesReference).squeezed(1)
         let values =
             projection.isShared
             ? keys : projection.values(tokens, paddingMask, literal: usesReference).squeezed(1)
-        return (split(key(keys)), split(value(values)))
+        return (key(keys).splitHeads(heads), value(values).splitHeads(heads))
     }
 
     /// Each head's part of a layer on its own rows `[batch, heads, rows, modelDim]`.

@@ -46,15 +46,11 @@ public final class LSHAttention: Module, ReferenceEvaluating, StreamingRefusing 
 
     public func callAsFunction(_ x: Tensor, paddingMask: Tensor?) -> Tensor {
         checkInput(x, paddingMask, modelDim: queryKey.inputs)
-        let (qk, v) = (split(queryKey(x)), split(value(x)))
+        let (qk, v) = (queryKey(x).splitHeads(heads), value(x).splitHeads(heads))
         let y =
             usesReference
             ? core.reference(qk, v, paddingMask: paddingMask) : core(qk, v, paddingMask: paddingMask)
-        return output(y.transposed(1, 2).flattened(2, 3))
-    }
-
-    private func split(_ x: Tensor) -> Tensor {
-        x.reshaped(x.size(0), x.size(1), heads, -1).transposed(1, 2)  // [batch, heads, length, headDim]
+        return output(y.mergedHeads())
     }
 }
 

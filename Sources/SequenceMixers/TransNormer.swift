@@ -53,12 +53,12 @@ public class TransNormerAttention: Module {
 
     /// `[batch, length, modelDim]` → `[batch, heads, length, headDim]`, in at least float32.
     func split(_ x: Tensor) -> Tensor {
-        x.reshaped(x.size(0), x.size(1), heads, -1).transposed(1, 2).to(x.dtype.accumulator)
+        x.splitHeads(heads).to(x.dtype.accumulator)
     }
 
     /// The output projection of t `[batch, heads, length, headDim]`.
     func finished(_ t: Tensor, normalizing: Bool, _ dtype: DType) -> Tensor {
-        let joined = t.transposed(1, 2).flattened(2, 3)  // [batch, length, modelDim]
+        let joined = t.mergedHeads()  // [batch, length, modelDim]
         return output((normalizing ? normalized(joined) : joined).to(dtype))
     }
 

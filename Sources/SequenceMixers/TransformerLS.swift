@@ -13,16 +13,6 @@
 import Torch
 import TorchNN
 
-extension Tensor {
-    /// `[batch, length, heads · width]` → `[batch, heads, length, width]`
-    func splitHeads(_ heads: Int) -> Tensor {
-        reshaped(size(0), size(1), heads, size(2) / max(heads, 1)).transposed(1, 2)  // length may be 0
-    }
-
-    /// `[batch, heads, length, width]` → `[batch, length, heads · width]`
-    func mergedHeads() -> Tensor { transposed(1, 2).flattened(2, 3) }
-}
-
 /// The projections and norms that both kinds of long-short attention have.
 public final class LongShortProjections: Module {
     public let query: Linear
