@@ -3,10 +3,11 @@
 //   u = x Gᵀ + g,  v = x Uᵀ + b,  h = f(u) ∘ v,  y = residual + h Dᵀ + c
 //   dh = dy D,  dv = dh ∘ f(u),  du = dh ∘ v ∘ f'(u),  dx = dv U + du G, and of each weight the sum of outer products, dense.cpp
 //
-// Only u and v are kept for the backward pass. All rows are alike and go through in blocks, so that h and what the backward pass
-// makes of it are never more than a block, and meet the caches between the products.
+// Only u and v are kept for the backward pass. Rows go through in ranges, so that h and what the backward pass makes of it never
+// exist for all of them.
 #include "dense.hpp"
 #include "gates.hpp"
+#include "normalization.hpp"
 
 using namespace ctorch;
 using namespace ctorch::dense;
@@ -15,22 +16,10 @@ using torch::autograd::variable_list;
 
 namespace {
 
-/// Large enough that packing the weights again for each block does not count.
-constexpr int64_t rows_at_once = 1024;
-
-/// Rows of all blocks but the last.
-int64_t block_of(int64_t rows) {
-  const int64_t blocks = (rows + rows_at_once - 1) / rows_at_once;
-  return (rows + blocks - 1) / blocks;
-}
-
 struct GatedWeights {
   Tensor gate, gate_bias, up, up_bias, down, down_bias;
   Nonlinearity nonlinearity;
 };
-
-Tensor as_rows(const Tensor &t) { return t.defined() ? t.view({-1, t.size(-1)}) : t; }
-Tensor part(const Tensor &t, int64_t row, int64_t rows) { return t.defined() ? t.narrow(0, row, rows) : t; }
 
 template <typename T> GatedProductWork<T> gate_work(Nonlinearity nonlinearity, const Tensor &u, const Tensor &v, const Tensor &h) {
   GatedProductWork<T> work{};
@@ -40,30 +29,25 @@ template <typename T> GatedProductWork<T> gate_work(Nonlinearity nonlinearity, c
   return work;
 }
 
-struct GatedOutput {
-  Tensor u, v, y; // u and v [rows, hidden], or of the last block only
-};
-
-GatedOutput feed(const Tensor &x, const GatedWeights &weights, const Tensor &residual, bool keep) {
-  const int64_t rows = rows_of(x), block = block_of(rows), hidden = weights.up.size(0);
-  GatedOutput out{at::empty({keep ? rows : block, hidden}, x.options()), {}, like_with_columns(x, weights.down.size(0))};
-  out.v = at::empty_like(out.u);
-  auto h = at::empty({block, hidden}, x.options());
-  const auto inputs = as_rows(x), added = as_rows(residual), outputs = as_rows(out.y);
-  for (int64_t row = 0; row < rows; row += block) {
-    const int64_t count = std::min(block, rows - row), kept_row = keep ? row : 0;
-    const auto x_part = part(inputs, row, count), h_part = part(h, 0, count);
-    const auto u = part(out.u, kept_row, count), v = part(out.v, kept_row, count);
+/// y; u and v, if they are defined, are filled in.
+Tensor feed(const Tensor &x, const GatedWeights &weights, const Tensor &residual, const Tensor &all_u, const Tensor &all_v) {
+  const int64_t hidden = weights.up.size(0);
+  auto y = like_with_columns(x, weights.down.size(0));
+  for_each_rows(x, hidden, [&](int64_t first, int64_t count) {
+    auto h = at::empty({count, hidden}, x.options());
+    auto u = all_u.defined() ? rows_from(all_u, first, count) : at::empty_like(h);
+    auto v = all_v.defined() ? rows_from(all_v, first, count) : at::empty_like(h);
+    const auto input = rows_from(x, first, count), added = rows_from(residual, first, count), output = rows_from(y, first, count);
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "gated feed-forward", [&] {
-      product(forward_work<scalar_t>(x_part, weights.gate, weights.gate_bias, u));
-      product(forward_work<scalar_t>(x_part, weights.up, weights.up_bias, v));
-      gated_product(gate_work<scalar_t>(weights.nonlinearity, u, v, h_part));
-      auto down = forward_work<scalar_t>(h_part, weights.down, weights.down_bias, part(outputs, row, count));
-      down.added = read<scalar_t>(part(added, row, count));
+      product(forward_work<scalar_t>(input, weights.gate, weights.gate_bias, u));
+      product(forward_work<scalar_t>(input, weights.up, weights.up_bias, v));
+      gated_product(gate_work<scalar_t>(weights.nonlinearity, u, v, h));
+      auto down = forward_work<scalar_t>(h, weights.down, weights.down_bias, output);
+      down.added = read<scalar_t>(added);
       product(down);
     });
-  }
-  return out;
+  });
+  return y;
 }
 
 struct GatedFeedForward : torch::autograd::Function<GatedFeedForward> {
@@ -72,9 +56,10 @@ struct GatedFeedForward : torch::autograd::Function<GatedFeedForward> {
                         const OptionalTensor &residual, int64_t nonlinearity) {
     const GatedWeights weights{gate, defined(gate_bias), up, defined(up_bias), down, defined(down_bias),
                                static_cast<Nonlinearity>(nonlinearity)};
-    auto [u, v, y] = feed(x, weights, defined(residual), true);
-    // u and v are no outputs: kept as they are, they own nothing of the graph.
-    context->save_for_backward({x, gate, weights.gate_bias, up, weights.up_bias, down, u, v});
+    // No outputs: kept as they are, they own nothing of the graph.
+    auto u = like_with_columns(x, up.size(0)), v = at::empty_like(u);
+    auto y = feed(x, weights, defined(residual), u, v);
+    context->save_for_backward({keep_input(context, x), gate, weights.gate_bias, up, weights.up_bias, down, u, v});
     context->saved_data["nonlinearity"] = nonlinearity;
     int64_t wanted = x.requires_grad() | gate.requires_grad() << 1 | wants(gate_bias) << 2 | up.requires_grad() << 3;
     wanted |= wants(up_bias) << 4 | down.requires_grad() << 5 | wants(down_bias) << 6 | wants(residual) << 7;
@@ -88,13 +73,14 @@ struct GatedFeedForward : torch::autograd::Function<GatedFeedForward> {
                                static_cast<Nonlinearity>(context->saved_data["nonlinearity"].toInt())};
     const int64_t wanted = context->saved_data["wanted"].toInt();
     if (!grads[0].defined()) return variable_list(9);
+    const auto x = kept_input(context, saved[0]);
     if (at::GradMode::is_enabled()) { // the gradients are differentiated in turn
-      auto all = composed(grads[0], saved[0], weights);
+      auto all = composed(grads[0], x, weights);
       for (size_t i = 0; i < all.size(); ++i)
         if (!(wanted >> i & 1)) all[i] = Tensor();
       return all;
     }
-    return by_blocks(grads[0], saved[0], weights, saved[6], saved[7], wanted);
+    return by_ranges(grads[0].contiguous(), x, weights, saved[6], saved[7], wanted);
   }
 
   static variable_list composed(const Tensor &g, const Tensor &x, const GatedWeights &weights) {
@@ -108,35 +94,33 @@ struct GatedFeedForward : torch::autograd::Function<GatedFeedForward> {
             below[1], below[2], g, Tensor()};
   }
 
-  static variable_list by_blocks(const Tensor &g, const Tensor &x, const GatedWeights &weights, const Tensor &u, const Tensor &v,
+  static variable_list by_ranges(const Tensor &g, const Tensor &x, const GatedWeights &weights, const Tensor &u, const Tensor &v,
                                  int64_t wanted) {
-    const int64_t rows = rows_of(x), block = block_of(rows), hidden = weights.up.size(0), outputs = weights.down.size(0);
+    const int64_t hidden = weights.up.size(0);
     auto make = [&](int i, at::IntArrayRef sizes) { return wanted >> i & 1 ? at::empty(sizes, x.options()) : Tensor(); };
     auto dx = make(0, x.sizes()), d_gate = make(1, weights.gate.sizes()), d_gate_bias = make(2, {hidden}),
          d_up = make(3, weights.up.sizes()), d_up_bias = make(4, {hidden}), d_down = make(5, weights.down.sizes()),
-         d_down_bias = make(6, {outputs});
-    auto h = make(5, {block, hidden}), du = at::empty({block, hidden}, x.options()), dv = at::empty_like(du);
-    const auto all_g = as_rows(g.contiguous()), all_x = as_rows(x), all_dx = as_rows(dx);
-    for (int64_t row = 0; row < rows; row += block) {
-      const int64_t count = std::min(block, rows - row);
-      const auto dy = part(all_g, row, count), x_part = part(all_x, row, count), dx_part = part(all_dx, row, count);
-      const auto h_part = part(h, 0, count), du_part = part(du, 0, count), dv_part = part(dv, 0, count);
+         d_down_bias = make(6, {weights.down.size(0)});
+    for_each_rows(x, hidden, [&](int64_t first, int64_t count) {
+      auto h = make(5, {count, hidden}), du = at::empty({count, hidden}, x.options()), dv = at::empty_like(du);
+      const auto dy = rows_from(g, first, count), input = rows_from(x, first, count), to = rows_from(dx, first, count);
+      const bool adds = first > 0;
       AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "gated feed-forward", [&] {
-        product(input_gradient_work<scalar_t>(dy, weights.down, dv_part)); // dh, of which dv takes the place
-        auto gates = gate_work<scalar_t>(weights.nonlinearity, part(u, row, count), part(v, row, count), h_part);
-        gates.cotangent = read<scalar_t>(dv_part);
-        gates.of_gate = write<scalar_t>(du_part), gates.of_value = write<scalar_t>(dv_part);
+        product(input_gradient_work<scalar_t>(dy, weights.down, dv)); // dh, of which dv takes the place
+        auto gates = gate_work<scalar_t>(weights.nonlinearity, rows_from(u, first, count), rows_from(v, first, count), h);
+        gates.cotangent = read<scalar_t>(dv);
+        gates.of_gate = write<scalar_t>(du), gates.of_value = write<scalar_t>(dv);
         gated_product_back(gates);
-        weight_gradients<scalar_t>(dy, h_part, d_down, d_down_bias, row > 0);
-        weight_gradients<scalar_t>(du_part, x_part, d_gate, d_gate_bias, row > 0);
-        weight_gradients<scalar_t>(dv_part, x_part, d_up, d_up_bias, row > 0);
-        if (!dx.defined()) return;
-        product(input_gradient_work<scalar_t>(dv_part, weights.up, dx_part));
-        auto through_gate = input_gradient_work<scalar_t>(du_part, weights.gate, dx_part);
+        weight_gradients<scalar_t>(dy, h, d_down, d_down_bias, adds);
+        weight_gradients<scalar_t>(du, input, d_gate, d_gate_bias, adds);
+        weight_gradients<scalar_t>(dv, input, d_up, d_up_bias, adds);
+        if (!to.defined()) return;
+        product(input_gradient_work<scalar_t>(dv, weights.up, to));
+        auto through_gate = input_gradient_work<scalar_t>(du, weights.gate, to);
         through_gate.accumulate = true;
         product(through_gate);
       });
-    }
+    });
     return {dx, d_gate, d_gate_bias, d_up, d_up_bias, d_down, d_down_bias, wanted >> 7 & 1 ? g : Tensor(), Tensor()};
   }
 };
@@ -161,6 +145,6 @@ extern "C" ctorch_tensor ctorch_gated_feed_forward(ctorch_tensor x, ctorch_tenso
                                      present(added), static_cast<int64_t>(kind));
     const GatedWeights weights{wg.contiguous(), contiguous(bg), wu.contiguous(), contiguous(bu),
                                wd.contiguous(), contiguous(bd), kind};
-    return feed(rows, weights, contiguous(added), false).y;
+    return feed(rows, weights, contiguous(added), Tensor(), Tensor());
   });
 }
