@@ -15,7 +15,7 @@ import TorchNN
 public final class NGramCore: Module, StreamingCore {
     /// N: how many tokens a prediction and its context are.
     public let ngram: Int
-    private let window: SparseCore
+    let window: SparseCore
 
     /// - Parameter ngram: N, at least 2.
     public init(ngram: Int) {

@@ -194,7 +194,7 @@ extension LocalChunkCore {
     public var canStream: Bool { isCausal && !wraps }
 
     /// The slots of the state: the chunks before, and the token's own.
-    private var window: Int { (chunksBefore + 1) * chunk }
+    var window: Int { (chunksBefore + 1) * chunk }
 
     public func initialState(_ shape: CoreShape) -> LocalChunkState {
         let leading = [shape.batch, shape.heads, window]

@@ -51,35 +51,6 @@ extension Attention: StepCompiling where Core: StepCompilingCore {
     }
 }
 
-extension LinearCore: StepCompilingCore {
-    public func compileStep(
-        _ q: StepProgram.Vector, _ k: StepProgram.Vector, _ v: StepProgram.Vector, heads: Int, state: LinearState,
-        to y: StepProgram.Vector, into program: StepProgram
-    ) -> Bool {
-        guard let map = featureMap.kind.elementwise else { return false }
-        let carried = state.carried
-        program.appendCausalLinear(
-            q, k, v, heads: heads, map: map, epsilon: epsilon,
-            state: (program.vector(carried.s), nil, program.vector(carried.z)), to: y)
-        return true
-    }
-}
-
-extension MomentumCore: StepCompilingCore {
-    public func compileStep(
-        _ q: StepProgram.Vector, _ k: StepProgram.Vector, _ v: StepProgram.Vector, heads: Int, state: MomentumState,
-        to y: StepProgram.Vector, into program: StepProgram
-    ) -> Bool {
-        guard case .heavyBall(let linear) = state else { return false }
-        let carried = linear.carried
-        let momenta = carried.p ?? .zeros(like: carried.s)
-        program.appendCausalLinear(
-            q, k, v, heads: heads, map: .eluPlusOne, momentum: momentum, stepSize: stepSize, epsilon: epsilon,
-            state: (program.vector(carried.s), program.vector(momenta), program.vector(carried.z)), to: y)
-        return true
-    }
-}
-
 extension SoftmaxCore: StepCompilingCore {
     public func compileStep(
         _ q: StepProgram.Vector, _ k: StepProgram.Vector, _ v: StepProgram.Vector, heads: Int, state: KeyValueCache,
@@ -93,21 +64,8 @@ extension SoftmaxCore: StepCompilingCore {
     }
 }
 
-extension NGramCore: StepCompilingCore {
-    public func compileStep(
-        _ q: StepProgram.Vector, _ k: StepProgram.Vector, _ v: StepProgram.Vector, heads: Int, state: SparseState,
-        to y: StepProgram.Vector, into program: StepProgram
-    ) -> Bool {
-        guard case .ring(let ring) = state, q.count == v.count, let past = ring.last(order) else { return false }
-        program.appendAttention(
-            q, k, v, heads: heads, scale: 1 / Double(q.count / heads).squareRoot(), keys: tokenRows(past.keys),
-            values: tokenRows(past.values), window: order, to: y)
-        return true
-    }
-}
-
 /// `[1, heads, tokens, headDim]` → `[tokens, heads · headDim]`
-private func tokenRows(_ x: Tensor) -> Tensor { x.selected(0, 0).transposed(0, 1).flattened(1, 2).contiguous() }
+func tokenRows(_ x: Tensor) -> Tensor { x.selected(0, 0).transposed(0, 1).flattened(1, 2).contiguous() }
 
 extension StepProgram {
     /// Turns a vector of heads by its token's position.

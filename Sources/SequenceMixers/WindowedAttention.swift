@@ -131,17 +131,13 @@ public struct RingCache: StreamingState, PositionedCache {
         return all
     }
 
-    /// Keys and values `[1, heads, tokens, …]` of one sequence's last tokens, the oldest first: as many as there were, up to
-    /// `count`; nil if one of them is padded, or no longer here.
-    func last(_ count: Int) -> (keys: Tensor, values: Tensor)? {
+    /// All slots of one sequence's ring, `[1, heads, slots, …]`, with how they are laid out; nil if a token that belongs in one
+    /// is padded.
+    var whole: (keys: Tensor, values: Tensor, first: Int, last: Int)? {
         guard next.count == 1 else { return nil }
-        let slots = (max(0, next[0] - count)..<next[0]).map { $0 < first ? $0 : first + ($0 - first) % max(1, last) }
         let here: [Int64] = positions.flattened().scalars()
-        guard slots.enumerated().allSatisfy({ here[$0.element] == Int64(next[0] - slots.count + $0.offset) }) else {
-            return nil
-        }
-        let places = Tensor(slots, shape: [slots.count], device: keys.device)
-        return (keys.indexed(2, places), values.indexed(2, places))
+        let isWhole = here.enumerated().allSatisfy { $0.element == Int64(latest(in: $0.offset, before: next[0])) }
+        return isWhole ? (keys, values, first, last) : nil
     }
 
     /// -1 when there is none.
@@ -167,6 +163,13 @@ public struct GrowingCache: StreamingState, PositionedCache {
 
     public var tensors: [String: Tensor] {
         cache.tensors.merging(["positions": positions, "next": Tensor(next)]) { kept, _ in kept }
+    }
+
+    /// Keys and values of one sequence, `[1, heads, tokens, …]`; nil if a token is padded.
+    var whole: (keys: Tensor, values: Tensor)? {
+        guard next.count == 1 else { return nil }
+        let here: [Int64] = positions.flattened().scalars()
+        return here.elementsEqual((0..<next[0]).map { Int64($0) }) ? (cache.keys, cache.values) : nil
     }
 
     mutating func taking(_ k: Tensor, _ v: Tensor, _ positions: Tensor, lengths: [Int]) -> PositionedKeys {

@@ -16,13 +16,13 @@ import CTorch
 public final class StepProgram {
     /// A vector of the program.
     public struct Vector: Sendable {
-        fileprivate let place: Int64
+        let place: Int64
         public let count: Int
     }
 
-    /// The functions that ``appendLinear(_:weight:bias:activation:adding:to:)`` can apply.
+    /// The functions that ``appendLinear(_:weight:bias:activation:adding:heads:to:)`` can apply.
     public enum Activation: Int32, Sendable, CaseIterable {
-        case identity, relu, gelu, geluTanh, silu, tanh, sigmoid, elu, softplus
+        case identity, relu, gelu, geluTanh, silu, tanh, sigmoid, elu, softplus, eluPlusOne
     }
 
     /// The norms of ``appendNorm(_:_:weight:bias:epsilon:to:)``: with mean and variance, by the root mean square, and by
@@ -31,7 +31,7 @@ public final class StepProgram {
         case layer, rootMeanSquare, simpleRootMeanSquare
     }
 
-    private let program: ctorch_step_program
+    let program: ctorch_step_program
     /// Where the first token stands that it will be run for.
     public let position: Int
 
@@ -65,18 +65,19 @@ public final class StepProgram {
         return Vector(place: place, count: count)
     }
 
-    /// y = activation(W x + b) + `addend`, for W `[rows, columns]`.
+    /// y = activation(W x + b) + `addend`, for W `[rows, columns]`; of each head of x alike, with several of them.
     public func appendLinear(
-        _ x: Vector, weight: Tensor, bias: Tensor?, activation: Activation = .identity, adding addend: Vector? = nil,
-        to y: Vector
+        _ x: Vector, weight: Tensor, bias: Tensor? = nil, activation: Activation = .identity,
+        adding addend: Vector? = nil, heads: Int = 1, to y: Vector
     ) {
         torchPrecondition(
-            weight.shape == [y.count, x.count] && (addend?.count ?? y.count) == y.count, in: "StepProgram.appendLinear",
-            "expected a weight [\(y.count), \(x.count)], got \(weight.shape)")
+            heads > 0 && weight.shape.map { $0 * heads } == [y.count, x.count]
+                && (addend?.count ?? y.count) == y.count, in: "StepProgram.appendLinear",
+            "expected a weight for \(heads) heads from \(x.count) to \(y.count) numbers, got \(weight.shape)")
         var error = ctorch_error()
         withExtendedLifetime((weight, bias)) {
             ctorch_step_linear(
-                program, x.place, weight.handle.pointer, bias?.handle.pointer, activation.rawValue,
+                program, Int64(heads), x.place, weight.handle.pointer, bias?.handle.pointer, activation.rawValue,
                 addend?.place ?? -1, y.place, &error)
         }
         if error.message != nil { fail(error.taken(in: "step linear", [weight])) }
@@ -108,50 +109,12 @@ public final class StepProgram {
         ctorch_step_gate(program, Int64(x.count), activation.rawValue, x.place, z.place, y.place)
     }
 
-    /// A token of causal linear attention, as ``causalLinearAttention(_:_:_:paddingMask:_:initial:)`` with heads of width
-    /// q.count / heads, divided by the sum of the weights. s, p and z are the state, which it changes.
-    public func appendCausalLinear(
-        _ q: Vector, _ k: Vector, _ v: Vector, heads: Int, map: ElementwiseMap, momentum: Double = 0,
-        stepSize: Double = 1, epsilon: Double, state: (s: Vector, p: Vector?, z: Vector), to y: Vector
-    ) {
-        checkCounts([q, k, v, y, state.z], in: "StepProgram.appendCausalLinear")
-        let headDim = q.count / max(heads, 1)
-        torchPrecondition(
-            headDim * heads == q.count && headDim <= Self.largestHead && state.s.count == q.count * headDim
-                && (state.p?.count ?? state.s.count) == state.s.count, in: "StepProgram.appendCausalLinear",
-            "expected heads of at most \(Self.largestHead) channels and states to match")
-        ctorch_step_causal_linear(
-            program, Int64(heads), Int64(headDim), map.rawValue, momentum, stepSize, epsilon, q.place, k.place, v.place,
-            state.s.place, state.p?.place ?? -1, state.z.place, y.place)
-    }
-
-    /// The widest head that ``appendCausalLinear(_:_:_:heads:map:momentum:stepSize:epsilon:state:to:)`` takes.
-    public static let largestHead = 1024
-
-    /// A token of softmax attention, Σ_j softmax(scale · q · k_j) v_j over itself and the tokens before, whose keys and values
-    /// `[tokens, q.count]`, the oldest first, it takes over.
-    ///
-    /// - Parameter window: how many tokens it sees, itself included; nil for all, with memory that grows.
-    public func appendAttention(
-        _ q: Vector, _ k: Vector, _ v: Vector, heads: Int, scale: Double, keys: Tensor, values: Tensor,
-        window: Int? = nil, to y: Vector
-    ) {
-        checkCounts([q, k, v, y], in: "StepProgram.appendAttention")
-        torchPrecondition(
-            heads > 0 && q.count.isMultiple(of: heads) && (window ?? 1) > 0, in: "StepProgram.appendAttention",
-            "expected heads that divide \(q.count) channels and a window above 0, got \(heads) and \(window ?? 0)")
-        var error = ctorch_error()
-        withExtendedLifetime((keys, values)) {
-            ctorch_step_attend(
-                program, Int64(heads), Int64(q.count / heads), scale, keys.handle.pointer, values.handle.pointer,
-                Int64(window ?? 0), q.place, k.place, v.place, y.place, &error)
-        }
-        if error.message != nil { fail(error.taken(in: "step attention", [keys, values])) }
-    }
-
     /// y = x with the pairs of each head's channels turned by the position times each of the frequencies, float64
-    /// `[headDim / 2]`: channels c and c + headDim / 2 are a pair, or with `neighbours` 2 c and 2 c + 1.
-    public func appendRotation(_ frequencies: Tensor, heads: Int, neighbours: Bool, _ x: Vector, to y: Vector) {
+    /// `[headDim / 2]`: channels c and c + headDim / 2 are a pair, or with `neighbours` 2 c and 2 c + 1. Positions begin anew
+    /// after each `period`, if there is one.
+    public func appendRotation(
+        _ frequencies: Tensor, heads: Int, neighbours: Bool, period: Int? = nil, _ x: Vector, to y: Vector
+    ) {
         checkCounts([x, y], in: "StepProgram.appendRotation")
         torchPrecondition(
             heads * frequencies.count * 2 == x.count && frequencies.dtype == .float64, in: "StepProgram.appendRotation",
@@ -159,7 +122,8 @@ public final class StepProgram {
         var error = ctorch_error()
         withExtendedLifetime(frequencies) {
             ctorch_step_rotate(
-                program, frequencies.handle.pointer, Int64(heads), neighbours, x.place, y.place, &error)
+                program, frequencies.handle.pointer, Int64(heads), neighbours, Int64(period ?? 0), x.place, y.place,
+                &error)
         }
         if error.message != nil { fail(error.taken(in: "step rotation", [frequencies])) }
     }
@@ -218,7 +182,7 @@ public final class StepProgram {
         }
     }
 
-    private func checkCounts(_ vectors: [Vector], in operation: String) {
+    func checkCounts(_ vectors: [Vector], in operation: String) {
         let counts = vectors.map(\.count)
         torchPrecondition(Set(counts).count == 1, in: operation, "expected vectors of one length, got \(counts)")
     }

@@ -17,7 +17,8 @@ enum {
   CTORCH_STEP_TANH,
   CTORCH_STEP_SIGMOID,
   CTORCH_STEP_ELU,
-  CTORCH_STEP_SOFTPLUS
+  CTORCH_STEP_SOFTPLUS,
+  CTORCH_STEP_ELU_PLUS_ONE
 };
 enum { CTORCH_STEP_LAYER_NORM, CTORCH_STEP_RMS_NORM, CTORCH_STEP_SIMPLE_RMS_NORM };
 
@@ -30,9 +31,9 @@ void ctorch_step_program_free(ctorch_step_program program);
 ctorch_slot ctorch_step_slot(ctorch_step_program program, int64_t count, ctorch_tensor initial, ctorch_error *error);
 
 /// y = activation(W x + b) + residual: `weight` [rows, columns] and `bias` [rows] or NULL, contiguous float32 on the CPU, which
-/// the program keeps; `residual` -1 for none.
-void ctorch_step_linear(ctorch_step_program program, ctorch_slot x, ctorch_tensor weight, ctorch_tensor bias, int32_t activation,
-                        ctorch_slot residual, ctorch_slot y, ctorch_error *error);
+/// the program keeps; `residual` -1 for none. With `heads` above 1, of each of so many parts of x and y.
+void ctorch_step_linear(ctorch_step_program program, int64_t heads, ctorch_slot x, ctorch_tensor weight, ctorch_tensor bias,
+                        int32_t activation, ctorch_slot residual, ctorch_slot y, ctorch_error *error);
 /// y = norm(x) · weight + bias over the whole vector. `epsilon` is added under the root, or to it for the simple one.
 void ctorch_step_norm(ctorch_step_program program, int32_t kind, ctorch_slot x, ctorch_tensor weight, ctorch_tensor bias,
                       int64_t count, double epsilon, ctorch_slot y, ctorch_error *error);
@@ -48,20 +49,15 @@ void ctorch_step_lookup(ctorch_step_program program, ctorch_tensor table, bool b
 void ctorch_step_waves(ctorch_step_program program, ctorch_tensor frequencies, int64_t count, ctorch_slot x, ctorch_slot y,
                        ctorch_error *error);
 /// One token of causal linear attention with momentum (ctorch_causal_linear), divided by the sum of the weights. s, p (-1 for
-/// none) and z are slots with the state, [heads, head_dim, head_dim] and [heads, head_dim].
-void ctorch_step_causal_linear(ctorch_step_program program, int64_t heads, int64_t head_dim, int32_t feature_map, double momentum,
-                               double step_size, double epsilon, ctorch_slot q, ctorch_slot k, ctorch_slot v, ctorch_slot s,
-                               ctorch_slot p, ctorch_slot z, ctorch_slot y);
+/// none) and z are slots with the state, [heads, features, values] and [heads, features]; without z nothing is divided.
+void ctorch_step_causal_linear(ctorch_step_program program, int64_t heads, int64_t features, int64_t values, int32_t feature_map,
+                               double momentum, double step_size, double epsilon, ctorch_slot q, ctorch_slot k, ctorch_slot v,
+                               ctorch_slot s, ctorch_slot p, ctorch_slot z, ctorch_slot y);
 
 /// y = x with pairs of each head's channels turned by position · frequencies, float64 [head_dim / 2], which the program keeps:
-/// the pair of c is c + head_dim / 2, or its neighbour.
-void ctorch_step_rotate(ctorch_step_program program, ctorch_tensor frequencies, int64_t heads, bool neighbours, ctorch_slot x,
-                        ctorch_slot y, ctorch_error *error);
-/// One token of softmax attention over itself and the tokens before, whose `keys` and `values` [tokens, heads · head_dim] it takes
-/// over; over the last `room` tokens if that is above 0.
-void ctorch_step_attend(ctorch_step_program program, int64_t heads, int64_t head_dim, double scale, ctorch_tensor keys,
-                        ctorch_tensor values, int64_t room, ctorch_slot q, ctorch_slot k, ctorch_slot v, ctorch_slot y,
-                        ctorch_error *error);
+/// the pair of c is c + head_dim / 2, or its neighbour. Positions begin anew after `period`, if that is above 0.
+void ctorch_step_rotate(ctorch_step_program program, ctorch_tensor frequencies, int64_t heads, bool neighbours, int64_t period,
+                        ctorch_slot x, ctorch_slot y, ctorch_error *error);
 
 /// Sets the vector `x` to the numbers of a float32 tensor.
 void ctorch_step_set(ctorch_step_program program, ctorch_slot x, ctorch_tensor numbers, ctorch_error *error);

@@ -7,6 +7,7 @@
 
 #define KERNELS "step_program.kernels.hpp"
 #include "for_each_isa.hpp"
+#include "step_elements.hpp"
 #include "step_program_reference.hpp"
 
 #include <thread>
@@ -33,67 +34,33 @@ int64_t StepSchedule::take(size_t operation, int64_t worker, int64_t &turn) {
   return -1;
 }
 
-struct ctorch_step_program_s {
-  std::vector<StepOperation> operations;
-  std::vector<StepCache> caches;
-  std::vector<at::Tensor> weights; // which the operations point into
-  at::Tensor memory = at::zeros({0}, at::kFloat);
+struct ctorch_step_program_s : StepList {
   int64_t token = 0, position = 0;
 
-  int64_t slot(int64_t count) {
-    const int64_t place = memory.numel();
-    memory = at::cat({memory, at::zeros({(count + 31) / 16 * 16}, at::kFloat)});
-    return place;
-  }
-
-  template <typename T = float> const T *keep(ctorch_tensor handle, at::IntArrayRef shape) {
-    if (!handle) return nullptr;
-    const auto &t = get(handle);
-    TORCH_CHECK(t.is_cpu() && t.scalar_type() == c10::CppTypeToScalarType<T>::value && t.is_contiguous() && t.sizes() == shape,
-                "a step program takes contiguous ", c10::CppTypeToScalarType<T>::value, " weights on the CPU of shape ", shape,
-                ", not ", t.toString(), " ", t.sizes());
-    weights.push_back(t);
-    return t.const_data_ptr<T>();
-  }
-
-  /// Adds an operation. A product takes over the norm of its x, if that is what x is.
-  void append(StepOperation operation) {
-    for (auto &earlier : operations) {
-      const auto read = operation.reads();
-      if (earlier.kind != StepKind::norm || std::count(read.begin(), read.end(), earlier.y) == 0) continue;
-      if (operation.kind == StepKind::linear && operation.x == earlier.y) {
-        operation.norm = earlier.norm, operation.x = earlier.x;
-        earlier.is_folded = true;
-      } else {
-        earlier.is_read = true;
-      }
-    }
-    operations.push_back(operation);
-    schedule = {};
-  }
-
   void run() {
-    for (const auto &operation : operations)
+    for (const auto &operation : operations) {
       if (operation.kind == StepKind::lookup)
         TORCH_CHECK(index(operation) >= 0 && index(operation) < operation.rows, operation.choice == 0 ? "token " : "position ",
                     index(operation), " is not one of ", operation.rows);
+      if (operation.kind == StepKind::expand && operation.period > 0)
+        TORCH_CHECK(position < operation.period, "position ", position, " is not one of ", operation.period);
+    }
     if (schedule.workers() != at::get_num_threads()) plan();
-    for (auto &cache : caches) cache.make_room();
+    for (auto &cache : caches)
+      if (cache.takes_tokens) cache.make_room();
     schedule.begin();
     float *data = memory.mutable_data_ptr<float>();
     for_each_task(schedule.workers(), [&](int64_t worker) { take_part(worker, data); });
   }
 
 private:
-  StepSchedule schedule;
-
   int64_t index(const StepOperation &operation) const { return operation.choice == 0 ? token : position; }
 
   /// Finds out which operations each one has to wait for.
   void plan() {
     auto meet = [](const std::vector<int64_t> &a, const std::vector<int64_t> &b) {
       return std::any_of(a.begin(), a.end(),
-                         [&](int64_t place) { return place >= 0 && std::count(b.begin(), b.end(), place) > 0; });
+                         [&](int64_t place) { return place != -1 && std::count(b.begin(), b.end(), place) > 0; });
     };
     for (size_t i = 0; i < operations.size(); ++i)
       for (size_t j = 0; j < i; ++j) {
@@ -117,21 +84,24 @@ private:
       if (piece < 0) continue;
       const float *x = operation.x < 0 ? nullptr : data + operation.x;
       std::optional<Scratch> scratch;
-      if (operation.kind == StepKind::linear && operation.norm.kind >= 0) {
+      const bool is_due = operation.due == 0 || caches[static_cast<size_t>(operation.due_clock)].count % operation.due == 0;
+      if (is_due && operation.kind == StepKind::linear && operation.norm.kind >= 0) {
         // Every worker for itself: that is quicker than to wait for another.
         scratch.emplace(sizeof(float) * static_cast<size_t>(operation.columns));
         float *own = scratch->take<float>(operation.columns);
         DISPATCH(step_norm, operation.norm, operation.columns, x, own);
         x = own;
       }
-      for (; piece >= 0; piece = schedule.take(i, worker, turn), ++count) perform(operation, data, x, piece);
+      for (; piece >= 0; piece = schedule.take(i, worker, turn), ++count)
+        if (is_due) perform(operation, data, x, piece);
       schedule.finish(i, count);
     }
   }
 
   /// The weights that a worker reads first of all that it will read from operation i on: as many as one piece has.
   c10::ArrayRef<float> next_weights(size_t i, int64_t worker) const {
-    while (i < operations.size() && operations[i].kind != StepKind::linear) ++i;
+    auto is_usual = [](const StepOperation &o) { return o.kind == StepKind::linear && o.heads == 1 && o.due == 0; };
+    while (i < operations.size() && !is_usual(operations[i])) ++i;
     if (i == operations.size()) return {};
     const auto &o = operations[i];
     const int64_t first = o.pieces() * worker / schedule.workers() * o.rows_at_once();
@@ -167,6 +137,16 @@ private:
       }
       return;
     case StepKind::rotate: return rotate(o, data, x);
+    case StepKind::expand: return step_expand(o, data, position, piece);
+    case StepKind::remember: return caches[static_cast<size_t>(o.near.cache)].append(data + o.k, o.v < 0 ? nullptr : data + o.v);
+    case StepKind::replace: {
+      auto &cache = caches[static_cast<size_t>(o.near.cache)];
+      return cache.set(0, cache.width, data + o.k, data + o.v);
+    }
+    case StepKind::pool_digits: return step_pool_digits(o, data, caches[static_cast<size_t>(o.near.cache)]);
+    case StepKind::pool: return step_pool(o, data, caches[static_cast<size_t>(o.clock)].count);
+    case StepKind::mix: return step_mix(o, data, caches[static_cast<size_t>(o.clock)].count);
+    case StepKind::distance_waves: return step_distance_waves(o, data, caches[static_cast<size_t>(o.clock)].count);
     default: DISPATCH(step, o, data, caches.data(), x, piece);
     }
   }
@@ -175,7 +155,7 @@ private:
   void rotate(const StepOperation &o, float *data, const float *x) {
     const int64_t half = o.columns / 2, apart = o.choice ? 1 : half;
     for (int64_t i = 0; i < half; ++i) {
-      const double angle = static_cast<double>(position) * o.frequencies[i];
+      const double angle = static_cast<double>(o.period > 0 ? position % o.period : position) * o.frequencies[i];
       const auto cosine = static_cast<float>(std::cos(angle)), sine = static_cast<float>(std::sin(angle));
       for (int64_t head = 0; head < o.rows; ++head) {
         const int64_t at = head * o.columns + (o.choice ? 2 * i : i);
@@ -186,6 +166,8 @@ private:
     }
   }
 };
+
+StepList &ctorch::list_of(ctorch_step_program program) { return *program; }
 
 extern "C" ctorch_step_program ctorch_step_program_new(void) { return new ctorch_step_program_s(); }
 
@@ -212,13 +194,14 @@ extern "C" ctorch_slot ctorch_step_slot(ctorch_step_program program, int64_t cou
   });
 }
 
-extern "C" void ctorch_step_linear(ctorch_step_program program, ctorch_slot x, ctorch_tensor weight, ctorch_tensor bias,
-                                   int32_t activation, ctorch_slot residual, ctorch_slot y, ctorch_error *error) {
+extern "C" void ctorch_step_linear(ctorch_step_program program, int64_t heads, ctorch_slot x, ctorch_tensor weight,
+                                   ctorch_tensor bias, int32_t activation, ctorch_slot residual, ctorch_slot y,
+                                   ctorch_error *error) {
   guarded(error, [&] {
     const auto shape = get(weight).sizes();
     TORCH_CHECK(shape.size() == 2, "a product takes a matrix, not ", shape);
     StepOperation o{StepKind::linear};
-    o.x = x, o.y = y, o.residual = residual, o.choice = activation, o.rows = shape[0], o.columns = shape[1];
+    o.x = x, o.y = y, o.residual = residual, o.choice = activation, o.rows = shape[0], o.columns = shape[1], o.heads = heads;
     o.weight = program->keep(weight, {o.rows, o.columns});
     o.bias = program->keep(bias, {o.rows});
     program->append(o);
@@ -272,45 +255,22 @@ extern "C" void ctorch_step_waves(ctorch_step_program program, ctorch_tensor fre
 }
 
 extern "C" void ctorch_step_rotate(ctorch_step_program program, ctorch_tensor frequencies, int64_t heads, bool neighbours,
-                                   ctorch_slot x, ctorch_slot y, ctorch_error *error) {
+                                   int64_t period, ctorch_slot x, ctorch_slot y, ctorch_error *error) {
   guarded(error, [&] {
     const auto pairs = get(frequencies).numel();
     StepOperation o{StepKind::rotate};
-    o.x = x, o.y = y, o.rows = heads, o.columns = 2 * pairs, o.choice = neighbours;
+    o.x = x, o.y = y, o.rows = heads, o.columns = 2 * pairs, o.choice = neighbours, o.period = period;
     o.frequencies = program->keep<double>(frequencies, {pairs});
     program->append(o);
   });
 }
 
-extern "C" void ctorch_step_attend(ctorch_step_program program, int64_t heads, int64_t head_dim, double scale, ctorch_tensor keys,
-                                   ctorch_tensor values, int64_t room, ctorch_slot q, ctorch_slot k, ctorch_slot v, ctorch_slot y,
-                                   ctorch_error *error) {
-  guarded(error, [&] {
-    StepCache cache{heads * head_dim, room};
-    cache.count = get(keys).size(0);
-    TORCH_CHECK(get(keys).sizes() == at::IntArrayRef({cache.count, cache.width}) && get(values).sizes() == get(keys).sizes() &&
-                    (room == 0 || cache.count <= room),
-                "a step program takes keys and values of shape ", at::IntArrayRef({cache.count, cache.width}), ", not ",
-                get(keys).sizes(), " and ", get(values).sizes());
-    auto read = [](const at::Tensor &t, std::vector<float> &to) {
-      const auto numbers = t.detach().to(at::kFloat).contiguous();
-      to.assign(numbers.const_data_ptr<float>(), numbers.const_data_ptr<float>() + numbers.numel());
-    };
-    read(get(keys), cache.keys);
-    read(get(values), cache.values);
-    StepOperation o{StepKind::attend};
-    o.rows = heads, o.columns = head_dim, o.a = static_cast<float>(scale), o.cache = program->caches.size();
-    o.x = q, o.k = k, o.v = v, o.y = y;
-    program->caches.push_back(std::move(cache));
-    program->append(o);
-  });
-}
-
-extern "C" void ctorch_step_causal_linear(ctorch_step_program program, int64_t heads, int64_t head_dim, int32_t feature_map,
-                                          double momentum, double step_size, double epsilon, ctorch_slot q, ctorch_slot k,
-                                          ctorch_slot v, ctorch_slot s, ctorch_slot p, ctorch_slot z, ctorch_slot y) {
+extern "C" void ctorch_step_causal_linear(ctorch_step_program program, int64_t heads, int64_t features, int64_t values,
+                                          int32_t feature_map, double momentum, double step_size, double epsilon, ctorch_slot q,
+                                          ctorch_slot k, ctorch_slot v, ctorch_slot s, ctorch_slot p, ctorch_slot z,
+                                          ctorch_slot y) {
   StepOperation o{StepKind::causal_linear};
-  o.rows = heads, o.columns = head_dim, o.map = static_cast<FeatureMap>(feature_map);
+  o.rows = heads, o.columns = values, o.width = features, o.map = static_cast<FeatureMap>(feature_map);
   o.momentum = static_cast<float>(momentum), o.step_size = static_cast<float>(step_size), o.epsilon = static_cast<float>(epsilon);
   o.x = q, o.k = k, o.v = v, o.s = s, o.p = p, o.z = z, o.y = y;
   program->append(o);

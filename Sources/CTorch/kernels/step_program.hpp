@@ -1,7 +1,9 @@
 // One token through a model: operations on small vectors, worked off by a team without a barrier of the operating system.
 #pragma once
 
+#include "adaptive_momentum.hpp"
 #include "causal_linear.hpp"
+#include "step_cache.hpp"
 
 #include <atomic>
 #include <memory>
@@ -10,7 +12,10 @@
 
 namespace ctorch {
 
-enum class StepKind { linear, norm, combine, gate, causal_linear, attend, rotate, lookup, waves };
+enum class StepKind {
+  linear, norm, combine, gate, causal_linear, attend, rotate, lookup, waves,
+  adaptive_momentum, expand, remember, replace, pool, pool_digits, mix, distance_waves // of mixers that look at the tokens before
+};
 
 /// x ↦ (x - mean) / root · weight + bias
 struct StepNorm {
@@ -19,19 +24,9 @@ struct StepNorm {
   float epsilon = 0;
 };
 
-/// Keys and values of the tokens so far, a row each: all of them, or as many of the last as there is room for.
-struct StepCache {
-  int64_t width, room, count = 0; // numbers in a row; rows, 0 for any number; tokens so far, the present one included
-  std::vector<float> keys, values;
-
-  void make_room() {
-    if (++count > room && room > 0) return;
-    keys.resize(keys.size() + static_cast<size_t>(width));
-    values.resize(values.size() + static_cast<size_t>(width));
-  }
-  int64_t rows() const { return static_cast<int64_t>(keys.size()) / width; }
-  /// The present token's row: that of the token that is the first to be forgotten.
-  int64_t row() const { return room > 0 ? (count - 1) % room : count - 1; }
+/// Keys that go into attention's weights; see ctorch_step_view.
+struct StepView {
+  int64_t cache = -1, distances = -1, q = -1, distance_q = -1;
 };
 
 /// One operation. Places are offsets into the program's memory, so that a copy of the program is a copy of that; -1: none.
@@ -39,33 +34,50 @@ struct StepOperation {
   StepKind kind;
   int64_t x = -1, y = -1, residual = -1;
   int64_t rows = 0, columns = 0; // of the matrix; `columns` is the length of every other vector
+  int64_t heads = 1;             // parts of x that a product takes one by one
   const float *weight = nullptr, *bias = nullptr;
   StepNorm norm;      // what a norm does, or a product to x before it
   int32_t choice = 0; // the activation, or which number is looked up
   float a = 0, b = 0; // factors
+  double factor = 0;  // of positions
   const double *frequencies = nullptr;
-  // Attention: `rows` heads of `columns` channels, in q = x.
-  int64_t k = -1, v = -1, s = -1, p = -1, z = -1;
+  // Attention: `rows` heads of `columns` channels, in q = x; `width` is what q and k have of a head, if that is another number.
+  int64_t k = -1, v = -1, s = -1, p = -1, z = -1, u = -1, begun = -1, width = 0;
   FeatureMap map = FeatureMap::identity;
   float momentum = 0, step_size = 1, epsilon = 0;
-  size_t cache = 0;
+  StepView near, far;
+  // What counts from the last `period`-th token of the cache `clock`; all that is done only after every `due`-th one of another.
+  int64_t clock = -1, period = 0, due_clock = -1, due = 0;
   bool is_folded = false, is_read = false; // a norm: some product computes it on the way; someone else reads it
   int64_t needs = 0; // how many operations from the first on have to be done before this one; see `StepSchedule`
 
   static constexpr int64_t waves_at_once = 32;
   /// Rows of a matrix that are one piece of work: some 64 KiB of weights.
   int64_t rows_at_once() const { return std::max<int64_t>(16, 16384 / std::max<int64_t>(columns, 1) / 16 * 16); }
+  int64_t pieces_of_head() const { return (rows + rows_at_once() - 1) / rows_at_once(); }
   int64_t pieces() const {
     switch (kind) {
-    case StepKind::linear: return (rows + rows_at_once() - 1) / rows_at_once();
+    case StepKind::linear: return heads * pieces_of_head();
     case StepKind::causal_linear:
+    case StepKind::adaptive_momentum:
+    case StepKind::expand:
     case StepKind::attend: return rows;
     case StepKind::waves: return (columns + waves_at_once - 1) / waves_at_once;
     default: return is_folded && !is_read ? 0 : 1;
     }
   }
-  std::vector<int64_t> reads() const { return {x, residual, k, v, kind == StepKind::combine || kind == StepKind::gate ? z : -1}; }
-  std::vector<int64_t> writes() const { return {y, s, p, kind == StepKind::causal_linear ? z : -1}; }
+  std::vector<int64_t> reads() const {
+    return {x, residual, k, v, near.q, near.distance_q, far.q, far.distance_q, of_cache(near.cache), of_cache(near.distances),
+            of_cache(far.cache), of_cache(far.distances), kind == StepKind::combine || kind == StepKind::gate ? z : -1};
+  }
+  std::vector<int64_t> writes() const {
+    const bool has_sums = kind == StepKind::causal_linear || kind == StepKind::adaptive_momentum || kind == StepKind::mix;
+    return {y, s, p, u, begun, has_sums ? z : -1, k >= 0 ? of_cache(near.cache) : -1};
+  }
+
+private:
+  /// A place that no vector has.
+  static int64_t of_cache(int64_t cache) { return cache < 0 ? -1 : -2 - cache; }
 };
 
 /// Which worker does what. Every operation is cut into as many shares of pieces as there are workers. A worker begins with its
@@ -97,5 +109,51 @@ private:
   std::vector<int64_t> pieces_;
   std::vector<Counter> next_, done_; // `next_` of each operation and share: the run, and in the lower bits the next piece
 };
+
+/// Operations, and what they work on.
+struct StepList {
+  std::vector<StepOperation> operations;
+  std::vector<StepCache> caches;
+  std::vector<at::Tensor> weights; // which the operations point into
+  at::Tensor memory = at::zeros({0}, at::kFloat);
+  int64_t due_clock = -1, due = 0; // of what is appended next
+  StepSchedule schedule;
+
+  int64_t slot(int64_t count) {
+    const int64_t place = memory.numel();
+    memory = at::cat({memory, at::zeros({(count + 31) / 16 * 16}, at::kFloat)});
+    return place;
+  }
+
+  template <typename T = float> const T *keep(ctorch_tensor handle, at::IntArrayRef shape) {
+    if (!handle) return nullptr;
+    const auto &t = get(handle);
+    TORCH_CHECK(t.is_cpu() && t.scalar_type() == c10::CppTypeToScalarType<T>::value && t.is_contiguous() && t.sizes() == shape,
+                "a step program takes contiguous ", c10::CppTypeToScalarType<T>::value, " weights on the CPU of shape ", shape,
+                ", not ", t.toString(), " ", t.sizes());
+    weights.push_back(t);
+    return t.const_data_ptr<T>();
+  }
+
+  /// Adds an operation. A product takes over the norm of its x, if that is what x is.
+  void append(StepOperation operation) {
+    operation.due_clock = due_clock, operation.due = due;
+    for (auto &earlier : operations) {
+      const auto read = operation.reads();
+      if (earlier.kind != StepKind::norm || std::count(read.begin(), read.end(), earlier.y) == 0) continue;
+      if (operation.kind == StepKind::linear && operation.heads == 1 && operation.x == earlier.y) {
+        operation.norm = earlier.norm, operation.x = earlier.x;
+        earlier.is_folded = true;
+      } else {
+        earlier.is_read = true;
+      }
+    }
+    operations.push_back(operation);
+    schedule = {};
+  }
+};
+
+/// What a program lists.
+StepList &list_of(ctorch_step_program program);
 
 } // namespace ctorch

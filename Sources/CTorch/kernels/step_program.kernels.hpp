@@ -21,6 +21,7 @@ INLINE Floats activated(int32_t activation, Floats x) {
   case CTORCH_STEP_SIGMOID: return logistic<float>(x);
   case CTORCH_STEP_ELU: return x > 0 ? x : exponential(smaller<float>(x, Floats{})) - 1.0f;
   case CTORCH_STEP_SOFTPLUS: return softened(x);
+  case CTORCH_STEP_ELU_PLUS_ONE: return feature<float>(FeatureMap::elu_plus_one, x);
   default: return x;
   }
 }
@@ -53,7 +54,9 @@ INLINE void four_products(int64_t columns, const float *rows, const float *x, fl
 }
 
 inline void step_linear(const StepOperation &o, float *memory, const float *x, int64_t piece) {
-  const int64_t first = piece * o.rows_at_once(), last = std::min(o.rows, first + o.rows_at_once());
+  const int64_t head = piece / o.pieces_of_head(), first = piece % o.pieces_of_head() * o.rows_at_once();
+  const int64_t last = std::min(o.rows, first + o.rows_at_once());
+  memory += head * o.rows, x += head * o.columns; // y and the addend are as many rows further
   for (int64_t row = first; row < last; row += width<float>) {
     const int64_t n = std::min<int64_t>(width<float>, last - row);
     alignas(64) float sums[width<float>] = {};
@@ -74,20 +77,28 @@ inline void step_norm(const StepNorm &norm, int64_t count, const float *x, float
   auto for_each_vector = [&](auto body) {
     for (int64_t c = 0; c < count; c += width<float>) body(c, std::min<int64_t>(width<float>, count - c));
   };
-  float mean = 0;
+  const bool is_simple = norm.kind == CTORCH_STEP_SIMPLE_RMS_NORM;
+  float mean = 0, unit = 1;
   Floats sum{}, squares{};
+  if (is_simple) { // it takes what grows like a cube, whose squares would leave the range
+    Floats largest = splat<float>(1);
+    for_each_vector([&](int64_t c, int64_t m) {
+      const auto part = load_first<float>(x + c, m);
+      largest = larger<float>(larger<float>(part, -part), largest);
+    });
+    unit = largest_of<float>(largest);
+  }
   if (norm.kind == CTORCH_STEP_LAYER_NORM) {
     for_each_vector([&](int64_t c, int64_t m) { sum += load_first<float>(x + c, m); });
     mean = sum_of<float>(sum) / n;
   }
   for_each_vector([&](int64_t c, int64_t m) {
     alignas(64) float above[width<float>] = {};
-    store_first<float>(above, load_first<float>(x + c, m) - mean, m); // zeros beyond the end stay zeros
+    store_first<float>(above, (load_first<float>(x + c, m) - mean) * (1 / unit), m); // zeros beyond the end stay zeros
     squares += load<float>(above) * load<float>(above);
   });
   const float variance = sum_of<float>(squares) / n;
-  const bool is_simple = norm.kind == CTORCH_STEP_SIMPLE_RMS_NORM;
-  const float scale = is_simple ? 1 / (std::sqrt(variance) + norm.epsilon) : 1 / std::sqrt(variance + norm.epsilon);
+  const float scale = is_simple ? 1 / (unit * std::sqrt(variance) + norm.epsilon) : 1 / std::sqrt(variance + norm.epsilon);
   for_each_vector([&](int64_t c, int64_t m) {
     auto part = (load_first<float>(x + c, m) - mean) * scale;
     if (norm.weight) part *= load_first<float>(norm.weight + c, m);
@@ -96,71 +107,7 @@ inline void step_norm(const StepNorm &norm, int64_t count, const float *x, float
   });
 }
 
-/// p = β p - γ φk vᵀ, s = s - p, z = z + φk, y = φq s / (φq · z + ε) of one head.
-inline void step_causal_linear(const StepOperation &o, float *memory, int64_t head) {
-  const int64_t d = o.columns, from = head * d;
-  constexpr int64_t most = 1024;
-  alignas(64) float phi_q[most], phi_k[most], sums[most] = {};
-  const float *v = memory + o.v + from;
-  float *z = memory + o.z + from, *s = memory + o.s + head * d * d, *p = o.p < 0 ? nullptr : memory + o.p + head * d * d;
-  float norm = 0;
-  for (int64_t c = 0; c < d; c += width<float>) {
-    const int64_t m = std::min<int64_t>(width<float>, d - c);
-    store<float>(phi_q + c, feature<float>(o.map, load_first<float>(memory + o.x + from + c, m)));
-    store<float>(phi_k + c, feature<float>(o.map, load_first<float>(memory + o.k + from + c, m)));
-  }
-  for (int64_t f = 0; f < d; ++f) {
-    z[f] += phi_k[f];
-    norm += phi_q[f] * z[f];
-    float *row = s + f * d, *momentum = p ? p + f * d : nullptr;
-    for (int64_t c = 0; c < d; c += width<float>) {
-      const int64_t m = std::min<int64_t>(width<float>, d - c);
-      const bool whole = m == width<float>;
-      auto update = (whole ? load<float>(v + c) : load_first<float>(v + c, m)) * phi_k[f];
-      if (momentum) {
-        update = (whole ? load<float>(momentum + c) : load_first<float>(momentum + c, m)) * o.momentum - update * o.step_size;
-        whole ? store<float>(momentum + c, update) : store_first<float>(momentum + c, update, m);
-        update = -update;
-      }
-      const auto sum = (whole ? load<float>(row + c) : load_first<float>(row + c, m)) + update;
-      whole ? store<float>(row + c, sum) : store_first<float>(row + c, sum, m);
-      store<float>(sums + c, load<float>(sums + c) + sum * phi_q[f]);
-    }
-  }
-  for (int64_t c = 0; c < d; ++c) memory[o.y + from + c] = sums[c] / (norm + o.epsilon);
-}
-
-/// Σ_j softmax(scale q · k_j) v_j of one head, over blocks of keys with sums that shrink when a larger score comes.
-inline void step_attend(const StepOperation &o, float *memory, StepCache &cache, int64_t head) {
-  constexpr int64_t block = 128;
-  const int64_t d = o.columns, at = head * d, own = cache.row() * cache.width + at, rows = cache.rows();
-  std::memcpy(cache.keys.data() + own, memory + o.k + at, sizeof(float) * static_cast<size_t>(d));
-  std::memcpy(cache.values.data() + own, memory + o.v + at, sizeof(float) * static_cast<size_t>(d));
-  alignas(64) float weights[block];
-  const float *q = memory + o.x + at;
-  float *y = memory + o.y + at, largest = -INFINITY, sum = 0;
-  std::memset(static_cast<void *>(y), 0, sizeof(float) * static_cast<size_t>(d));
-  for (int64_t first = 0; first < rows; first += block) {
-    const int64_t count = std::min(block, rows - first);
-    const float *key = cache.keys.data() + first * cache.width + at, *value = cache.values.data() + first * cache.width + at;
-    float most = largest;
-    for (int64_t j = 0; j < count; ++j) most = std::max(most, weights[j] = o.a * row_product(d, key + j * cache.width, q));
-    const float shrunk = std::exp(largest - most);
-    largest = most, sum *= shrunk;
-    for (int64_t j = 0; j < count; j += width<float>) {
-      const auto some = exponential(load<float>(weights + j) - most);
-      store_first<float>(weights + j, some, std::min<int64_t>(width<float>, count - j));
-    }
-    for (int64_t j = 0; j < count; ++j) sum += weights[j];
-    for (int64_t c = 0; c < d; c += width<float>) {
-      const int64_t n = std::min<int64_t>(width<float>, d - c);
-      Floats part = load_first<float>(y + c, n) * shrunk;
-      for (int64_t j = 0; j < count; ++j) part += load_first<float>(value + j * cache.width + c, n) * weights[j];
-      store_first<float>(y + c, part, n);
-    }
-  }
-  for (int64_t c = 0; c < d; ++c) y[c] /= sum;
-}
+#include "step_attention.kernels.hpp"
 
 inline void step(const StepOperation &o, float *memory, StepCache *caches, const float *x, int64_t piece) {
   switch (o.kind) {
@@ -171,7 +118,8 @@ inline void step(const StepOperation &o, float *memory, StepCache *caches, const
       store<float>(memory + o.y + c, activated(o.choice, load<float>(x + c)) * load<float>(memory + o.z + c));
     return;
   case StepKind::causal_linear: return step_causal_linear(o, memory, piece);
-  case StepKind::attend: return step_attend(o, memory, caches[o.cache], piece);
+  case StepKind::attend: return step_attend(o, memory, caches, piece);
+  case StepKind::adaptive_momentum: return step_adaptive_momentum(o, memory, piece);
   default: return;
   }
 }

@@ -1,6 +1,7 @@
 // The operations of step programs as plain loops; see step_program.cpp.
 #pragma once
 
+#include "step_attention_reference.hpp"
 #include "step_program.hpp"
 #include "CTorch.h"
 
@@ -17,85 +18,33 @@ float activated(int32_t activation, float x) {
   case CTORCH_STEP_SIGMOID: return 1 / (1 + std::exp(-x));
   case CTORCH_STEP_ELU: return x > 0 ? x : std::expm1(x);
   case CTORCH_STEP_SOFTPLUS: return x > 20 ? x : std::log1p(std::exp(x));
-  default: return x;
-  }
-}
-
-float mapped(FeatureMap map, float x) {
-  switch (map) {
-  case FeatureMap::elu: return x > 0 ? x : std::expm1(x);
-  case FeatureMap::elu_plus_one: return x > 0 ? x + 1 : std::exp(x);
-  case FeatureMap::relu: return std::max(x, 0.0f);
-  case FeatureMap::sigmoid: return 1 / (1 + std::exp(-x));
-  case FeatureMap::silu: return x / (1 + std::exp(-x));
-  case FeatureMap::exponential: return std::exp(x);
+  case CTORCH_STEP_ELU_PLUS_ONE: return x > 0 ? x + 1 : std::exp(x);
   default: return x;
   }
 }
 
 void step_norm(const StepNorm &norm, int64_t count, const float *x, float *y) {
   const float n = static_cast<float>(count);
-  float mean = 0, squares = 0;
+  const bool is_simple = norm.kind == CTORCH_STEP_SIMPLE_RMS_NORM;
+  float mean = 0, squares = 0, unit = 1;
+  if (is_simple)
+    for (int64_t c = 0; c < count; ++c) unit = std::max(unit, std::abs(x[c]));
   if (norm.kind == CTORCH_STEP_LAYER_NORM)
     for (int64_t c = 0; c < count; ++c) mean += x[c] / n;
-  for (int64_t c = 0; c < count; ++c) squares += (x[c] - mean) * (x[c] - mean) / n;
-  const bool is_simple = norm.kind == CTORCH_STEP_SIMPLE_RMS_NORM;
-  const float root = is_simple ? std::sqrt(squares) + norm.epsilon : std::sqrt(squares + norm.epsilon);
+  for (int64_t c = 0; c < count; ++c) squares += (x[c] - mean) / unit * ((x[c] - mean) / unit) / n;
+  const float root = is_simple ? unit * std::sqrt(squares) + norm.epsilon : std::sqrt(squares + norm.epsilon);
   for (int64_t c = 0; c < count; ++c)
     y[c] = (x[c] - mean) / root * (norm.weight ? norm.weight[c] : 1) + (norm.bias ? norm.bias[c] : 0);
 }
 
 void linear(const StepOperation &o, float *memory, const float *x, int64_t piece) {
-  const int64_t first = piece * o.rows_at_once();
+  const int64_t head = piece / o.pieces_of_head(), first = piece % o.pieces_of_head() * o.rows_at_once();
+  memory += head * o.rows, x += head * o.columns;
   for (int64_t r = first; r < std::min(o.rows, first + o.rows_at_once()); ++r) {
     float sum = o.bias ? o.bias[r] : 0;
     for (int64_t c = 0; c < o.columns; ++c) sum += o.weight[r * o.columns + c] * x[c];
     memory[o.y + r] = activated(o.choice, sum) + (o.residual < 0 ? 0 : memory[o.residual + r]);
   }
-}
-
-void causal_linear(const StepOperation &o, float *memory, int64_t head) {
-  const int64_t d = o.columns, from = head * d;
-  float sum = o.epsilon;
-  for (int64_t f = 0; f < d; ++f) {
-    const float phi_k = mapped(o.map, memory[o.k + from + f]);
-    memory[o.z + from + f] += phi_k;
-    sum += mapped(o.map, memory[o.x + from + f]) * memory[o.z + from + f];
-    for (int64_t m = 0; m < d; ++m) {
-      float update = phi_k * memory[o.v + from + m];
-      if (o.p >= 0) {
-        float &p = memory[o.p + (from + f) * d + m];
-        p = o.momentum * p - o.step_size * update;
-        update = -p;
-      }
-      memory[o.s + (from + f) * d + m] += update;
-    }
-  }
-  for (int64_t m = 0; m < d; ++m) {
-    float y = 0;
-    for (int64_t f = 0; f < d; ++f) y += mapped(o.map, memory[o.x + from + f]) * memory[o.s + (from + f) * d + m];
-    memory[o.y + from + m] = y / sum;
-  }
-}
-
-void attend(const StepOperation &o, float *memory, StepCache &cache, int64_t head) {
-  const int64_t d = o.columns, at = head * d;
-  std::copy_n(memory + o.k + at, d, cache.keys.data() + cache.row() * cache.width + at);
-  std::copy_n(memory + o.v + at, d, cache.values.data() + cache.row() * cache.width + at);
-  std::vector<float> weights(static_cast<size_t>(cache.rows()));
-  float largest = -INFINITY, sum = 0, *y = memory + o.y + at;
-  for (size_t j = 0; j < weights.size(); ++j) {
-    const float *key = cache.keys.data() + static_cast<int64_t>(j) * cache.width + at;
-    for (int64_t c = 0; c < d; ++c) weights[j] += o.a * memory[o.x + at + c] * key[c];
-    largest = std::max(largest, weights[j]);
-  }
-  std::fill_n(y, d, 0.0f);
-  for (size_t j = 0; j < weights.size(); ++j) {
-    const float weight = std::exp(weights[j] - largest), *value = cache.values.data() + static_cast<int64_t>(j) * cache.width + at;
-    sum += weight;
-    for (int64_t c = 0; c < d; ++c) y[c] += weight * value[c];
-  }
-  for (int64_t c = 0; c < d; ++c) y[c] /= sum;
 }
 
 void step(const StepOperation &o, float *memory, StepCache *caches, const float *x, int64_t piece) {
@@ -106,7 +55,8 @@ void step(const StepOperation &o, float *memory, StepCache *caches, const float 
     for (int64_t c = 0; c < o.columns; ++c) memory[o.y + c] = activated(o.choice, x[c]) * memory[o.z + c];
     return;
   case StepKind::causal_linear: return causal_linear(o, memory, piece);
-  case StepKind::attend: return attend(o, memory, caches[o.cache], piece);
+  case StepKind::attend: return attend(o, memory, caches, piece);
+  case StepKind::adaptive_momentum: return adaptive_momentum(o, memory, piece);
   default: return;
   }
 }

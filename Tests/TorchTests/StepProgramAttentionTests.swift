@@ -1,0 +1,347 @@
+import Foundation
+import Testing
+import Torch
+
+/// The operations of step programs that look at the tokens before, against plain numbers.
+@Suite struct StepProgramAttentionTests {
+    private let generator = RandomGenerator(seed: 4)
+
+    private func normal(_ shape: Int...) -> Tensor { .randomNormal(shape, using: generator) }
+
+    private func expectNear(
+        _ found: [Float], _ expected: Tensor, within: Double = 1e-5, _ note: String = "",
+        sourceLocation: SourceLocation = #_sourceLocation
+    ) {
+        let (a, b) = (found.map(Double.init), expected.flattened().to(.float64).scalars(as: Double.self))
+        let scale = b.map(abs).max() ?? 0
+        #expect(a.count == b.count, sourceLocation: sourceLocation)
+        for (x, y) in zip(a, b) where !(abs(x - y) <= within * max(scale, 1e-3)) {
+            Issue.record("\(note): \(x) is not \(y)", sourceLocation: sourceLocation)
+        }
+    }
+
+    /// With every instruction set, in a copy of its own.
+    private func onEveryInstructionSet(_ program: StepProgram, _ body: (StepProgram, String) throws -> Void) throws {
+        for isa in KernelInstructions.available {
+            try KernelInstructions.with(isa) { try body(program.copy(), isa) }
+        }
+    }
+
+    // MARK: Attention
+
+    /// Σ weight · value of one head over the positions that are seen.
+    private func attention(
+        _ q: Tensor, _ keys: Tensor, _ values: Tensor, _ seen: [Int], scale: Double, relu: Bool = false
+    ) -> Tensor {
+        let places = Tensor(seen)
+        let scores = matmul(keys.indexed(0, places), q.unsqueezed(1)).squeezed(1) * scale
+        let weights = relu ? scores.relu() : scores.softmax()
+        return matmul(weights.unsqueezed(0), values.indexed(0, places)).squeezed(0)
+    }
+
+    struct Sights: Sendable, CustomTestStringConvertible {
+        var testDescription: String
+        var choices: [[StepProgram.Sight]]
+        var first = 0
+        var room: Int?
+        var sees: @Sendable (_ head: Int, _ i: Int, _ j: Int) -> Bool
+    }
+
+    static let sights = [
+        Sights(testDescription: "all", choices: []) { _, _, _ in true },
+        Sights(testDescription: "ring", choices: [], room: 7) { _, i, j in i - j < 7 },
+        Sights(testDescription: "band", choices: [[.band(count: 3, step: 4)]], room: 9) { _, i, j in
+            (i - j) % 4 == 0 && i - j <= 8
+        },
+        Sights(testDescription: "stride and window", choices: [[.band(count: nil, step: 5), .band(count: 4)]]) {
+            $1 - $2 < 4 || ($1 - $2) % 5 == 0
+        },
+        Sights(testDescription: "block", choices: [[.block(6)]], room: 6) { _, i, j in i / 6 == j / 6 },
+        Sights(testDescription: "blocks before", choices: [[.block(4, before: 2)]], room: 12) { _, i, j in
+            i / 4 - j / 4 <= 2
+        },
+        Sights(testDescription: "columns", choices: [[.columns(size: 5, count: 2)]]) { _, i, j in j % 5 >= 3 },
+        Sights(testDescription: "digits", choices: [[.digits]]) { _, i, j in
+            // Clearing the digits of i from the lowest on gives the ends of the blocks before it.
+            sequence(first: i) { $0 & ($0 - 1) }.prefix { $0 > 0 }.contains(j + 1)
+        },
+        Sights(testDescription: "lowest digit", choices: [[.lowestDigit]]) { _, i, j in
+            i - j < 1 << (i + 1).trailingZeroBitCount
+        },
+        Sights(
+            testDescription: "tokens and window by heads",
+            choices: [[.token(0), .token(3), .band(count: 3)], [.block(5)]],
+            first: 4, room: 5
+        ) { head, i, j in
+            head % 2 == 1 ? i / 5 == j / 5 : [0, 3].contains(j) || [0, 3].contains(i) || i - j < 3
+        },
+    ]
+
+    @Test(arguments: sights, [0, 3, 23]) func seesWhatItShould(_ sights: Sights, after prompt: Int) throws {
+        let (heads, dim, count) = (3, 5, prompt + 40)
+        let (q, k, v) = (normal(count, 15), normal(count, 15), normal(count, 15))
+        let program = StepProgram()
+        let vectors = (0..<4).map { _ in program.vector(count: 15) }
+        // Where each token of the prompt lies: later ones take the places of earlier ones.
+        let rows = sights.room.map { sights.first + $0 } ?? prompt
+        var places = Array(repeating: count, count: rows)
+        for j in 0..<prompt {
+            let row = sights.room.map { j < sights.first ? j : sights.first + (j - sights.first) % $0 } ?? j
+            places[row] = j
+        }
+        func laidOut(_ x: Tensor) -> Tensor { x.padded(0, after: 1).indexed(0, Tensor(places, shape: [rows])) }
+        let cache = program.cache(
+            keys: laidOut(k), values: laidOut(v), count: prompt, first: sights.first, room: sights.room)
+        program.setSights(sights.choices, of: cache)
+        program.appendAttention(
+            StepProgram.View(vectors[0], cache), adding: (vectors[1], vectors[2]), heads: heads, scale: 0.7,
+            to: vectors[3])
+        try onEveryInstructionSet(program) { program, isa in
+            for i in prompt..<count {
+                for (vector, x) in zip(vectors, [q, k, v]) { program.set(vector, to: x.selected(0, i)) }
+                program.run(position: i)
+                let expected = (0..<heads).map { head -> Tensor in
+                    let own = head * dim..<(head + 1) * dim
+                    return attention(
+                        q.selected(0, i).sliced(0, own), k.sliced(1, own), v.sliced(1, own),
+                        (0...i).filter { $0 == i || sights.sees(head, i, $0) }, scale: 0.7)
+                }
+                expectNear(program.numbers(of: vectors[3]), concatenate(expected), "\(isa), position \(i)")
+            }
+        }
+    }
+
+    /// relu weights; two views, one of which grows by what is remembered of every third token; distances in both.
+    @Test(arguments: [StepProgram.Weights.softmax, .relu]) func twoViewsWithDistances(_ weights: StepProgram.Weights)
+        throws
+    {
+        let (count, dim) = (20, 6)
+        let (q, k, v) = (normal(count, dim), normal(count, dim), normal(count, dim))
+        let (table, far) = (normal(4, dim), normal(count, dim))
+        let program = StepProgram()
+        let vectors = (0..<4).map { _ in program.vector(count: dim) }
+        let (own, others) = (
+            program.cache(keys: .zeros([0, dim]), values: .zeros([0, dim]), count: 0, room: 4),
+            program.cache(rows: .zeros([0, dim]), values: .zeros([0, dim]))
+        )
+        let (nearTable, farTable) = (program.cache(rows: table, values: nil), program.cache(rows: far, values: nil))
+        let turned = program.vector(count: dim)
+        program.appendCombination(2, vectors[0], 0, vectors[0], to: turned)
+        program.appendAttention(
+            StepProgram.View(vectors[0], own, distances: (turned, nearTable)),
+            and: StepProgram.View(vectors[0], others, distances: (vectors[0], farTable)),
+            adding: (vectors[1], vectors[2]), heads: 1, scale: 0.5, weights: weights, to: vectors[3])
+        program.appendPeriodically(3, of: own) { program.appendMemory(of: vectors[2], vectors[1], to: others) }
+        try onEveryInstructionSet(program) { program, isa in
+            for i in 0..<count {
+                for (vector, x) in zip(vectors, [q, k, v]) { program.set(vector, to: x.selected(0, i)) }
+                program.run(position: i)
+                let near = (max(0, i - 3)...i).map { j in
+                    (k.selected(0, j) + table.selected(0, i - j) * 2, v.selected(0, j))
+                }
+                let remembered = (0..<i).filter { $0 % 3 == 2 }
+                let further = remembered.enumerated().map { n, j in
+                    (v.selected(0, j) + far.selected(0, remembered.count - 1 - n), k.selected(0, j))
+                }
+                let all = near + further
+                let expected = attention(
+                    q.selected(0, i), stack(all.map(\.0)), stack(all.map(\.1)), Array(all.indices), scale: 0.5,
+                    relu: weights == .relu)
+                expectNear(program.numbers(of: vectors[3]), expected, "\(isa), position \(i)")
+            }
+        }
+    }
+
+    // MARK: Sums
+
+    @Test func causalLinearHasFeaturesOfAnyWidth() throws {
+        let (heads, features, values) = (2, 700, 5)
+        let s = normal(heads, features, values)
+        let program = StepProgram()
+        let (q, k) = (program.vector(count: heads * features), program.vector(count: heads * features))
+        let (v, y) = (program.vector(count: heads * values), program.vector(count: heads * values))
+        program.appendCausalLinear(
+            q, k, v, heads: heads, map: .none, epsilon: 0, state: (program.vector(s), nil, nil), to: y)
+        let inputs = (0..<3).map { _ in (normal(heads, features), normal(heads, features), normal(heads, values)) }
+        try onEveryInstructionSet(program) { program, isa in
+            var sum = s
+            for input in inputs {
+                sum = sum + input.1.unsqueezed(2) * input.2.unsqueezed(1)
+                program.set(q, to: input.0)
+                program.set(k, to: input.1)
+                program.set(v, to: input.2)
+                program.run()
+                let expected = matmul(input.0.unsqueezed(1), sum)
+                expectNear(program.numbers(of: y), expected, within: 3e-5, isa)
+            }
+        }
+    }
+
+    @Test func adaptiveMomentumIsTheKernels() throws {
+        let (heads, dim, count) = (2, 7, 12)
+        let (q, k, v) = (normal(1, heads, count, dim), normal(1, heads, count, dim), normal(1, heads, count, dim))
+        // Twice the same token: a change of zero.
+        k.copyInPlace(2, 5..<6, from: k.sliced(2, 4..<5))
+        v.copyInPlace(2, 5..<6, from: v.sliced(2, 4..<5))
+        let expected = adaptiveMomentumAttention(
+            q.elu() + 1, k.elu() + 1, v, stepSize: 0.3, maximumMomentum: 0.9, epsilon: 1e-6
+        ).out
+        let program = StepProgram()
+        let vectors = (0..<4).map { _ in program.vector(count: heads * dim) }
+        let matrices = (0..<3).map { _ in program.vector(count: heads * dim * dim) }
+        program.appendAdaptiveMomentum(
+            vectors[0], vectors[1], vectors[2], heads: heads, stepSize: 0.3, maximumMomentum: 0.9, epsilon: 1e-6,
+            state: (
+                matrices[0], matrices[1], matrices[2], program.vector(count: heads * dim), program.vector(count: heads)
+            ), to: vectors[3])
+        try onEveryInstructionSet(program) { program, isa in
+            for i in 0..<count {
+                for (vector, x) in zip(vectors, [q, k, v]) { program.set(vector, to: x.selected(2, i)) }
+                program.run()
+                expectNear(program.numbers(of: vectors[3]), expected.selected(2, i), within: 3e-5, "\(isa) \(i)")
+            }
+        }
+    }
+
+    // MARK: Small operations
+
+    @Test func productsGoHeadByHead() throws {
+        let (heads, rows, columns) = (3, 5, 7)
+        let (x, weight, bias) = (normal(heads, columns), normal(rows, columns), normal(rows))
+        let addend = normal(heads, rows)
+        let program = StepProgram()
+        let y = program.vector(count: heads * rows)
+        program.appendLinear(
+            program.vector(x), weight: weight, bias: bias, activation: .eluPlusOne, adding: program.vector(addend),
+            heads: heads, to: y)
+        try onEveryInstructionSet(program) { program, isa in
+            program.run()
+            expectNear(program.numbers(of: y), (matmul(x, weight.transposed()) + bias).elu() + 1 + addend, isa)
+        }
+    }
+
+    @Test func featuresAreTheirEquations() throws {
+        let (heads, width, columns) = (2, 4, 3)
+        let (x, u) = (normal(heads, width), normal(heads, columns))
+        let offset = x.square().sum(1, keepDim: true) * (0.5 * 0.3) + 0.2
+        let wave = concatenate([u.cos(), u.sin()], dim: 1) * 0.8
+        let cases: [(StepProgram.Features, Tensor)] = [
+            (.positive(temperature: 0.3, offset: 0.2), concatenate([(u - offset).exp(), (-u - offset).exp()], dim: 1)),
+            (.fourier(scale: 0.8), wave),
+            (.smoothedFourier(scale: 0.8, constant: 1.5), concatenate([wave, Tensor.full([heads, 1], 1.5)], dim: 1)),
+            (.turned(angle: 0.25, limit: 5), concatenate([u * cos(0.75), u * sin(0.75)], dim: 1)),
+        ]
+        for (features, expected) in cases {
+            let program = StepProgram()
+            let (projected, y) = (program.vector(u), program.vector(count: expected.count))
+            let own = features == .turned(angle: 0.25, limit: 5) ? projected : program.vector(x)
+            program.appendFeatures(features, own, projected: projected, heads: heads, to: y)
+            program.run(position: 3)
+            expectNear(program.numbers(of: y), expected, "\(features)")
+        }
+    }
+
+    @Test func poolsAndMixturesBeginAnew() throws {
+        let (heads, dim, period, count) = (2, 3, 4, 11)
+        let program = StepProgram()
+        let (x, v, logits) = (
+            program.vector(count: heads * dim), program.vector(count: heads * dim), program.vector(count: heads * 2)
+        )
+        let (largest, sum) = (program.vector(count: heads * dim), program.vector(count: heads * dim))
+        let sums = [heads * dim, heads * dim, heads * 2].map { program.vector(count: $0) }
+        // The cache counts the tokens.
+        let tokens = program.cache(keys: .zeros([0, 6]), values: .zeros([0, 6]), count: 0)
+        program.appendPool(x, largest: true, period: period, of: tokens, to: largest)
+        program.appendPool(x, largest: false, period: period, of: tokens, to: sum)
+        program.appendMixture(
+            logits, choice: 1, x, v, heads: heads, period: period, of: tokens, sums: (sums[0], sums[1], sums[2]))
+        let wave = program.vector(count: 3)
+        program.appendPeriodically(period, of: tokens) {
+            program.appendDistanceWaves(
+                Tensor([0.5, 0.25], shape: [2]).to(.float64), period: period, of: tokens, stride: 3, offset: 1,
+                to: wave)
+        }
+        let (xs, vs, weights) = (normal(count, heads, dim), normal(count, heads, dim), normal(count, heads, 2) * 3)
+        for i in 0..<count {
+            program.set(x, to: xs.selected(0, i))
+            program.set(v, to: vs.selected(0, i))
+            program.set(logits, to: weights.selected(0, i))
+            program.run(position: i)
+            let own = i / period * period..<i + 1
+            expectNear(program.numbers(of: largest), xs.sliced(0, own).maximum(0), "largest \(i)")
+            expectNear(program.numbers(of: sum), xs.sliced(0, own).sum(0), "sum \(i)")
+            if (i + 1) % period == 0 {
+                let shares = weights.sliced(0, own).selected(2, 1).transposed().softmax().transposed().unsqueezed(2)
+                expectNear(program.numbers(of: sums[0]), (shares * xs.sliced(0, own)).sum(0), "keys \(i)")
+                expectNear(program.numbers(of: sums[1]), (shares * vs.sliced(0, own)).sum(0), "values \(i)")
+            }
+            let n = Double((i + 1) / period - 1) * 3 + 1
+            let waves = i < period - 1 ? [0, 0, 0] : [sin(n * 0.5), cos(n * 0.5), sin(n * 0.25)]
+            expectNear(program.numbers(of: wave), Tensor(waves, shape: [3]), "waves \(i)")
+        }
+    }
+
+    /// Blocks that end with a token, as long as the lowest digit of its number; and rows that are put in another's place.
+    @Test(arguments: [StepProgram.Pool.sum, .largest, .mean]) func poolsOfDigits(_ pool: StepProgram.Pool) throws {
+        let (dim, count) = (5, 19)
+        let (qs, ks, raws) = (normal(count, dim), normal(count, dim), normal(count, dim))
+        let program = StepProgram()
+        let vectors = (0..<6).map { _ in program.vector(count: dim) }
+        let pools = program.cache(keys: .zeros([0, dim]), values: .zeros([0, dim]), count: 0)
+        let others = program.cache(keys: .zeros([0, dim]), values: .zeros([0, dim]), count: 0)
+        program.appendDigitPool(
+            pool, vectors[0], vectors[1], raw: vectors[2], in: pools, to: (vectors[3], vectors[4]))
+        program.appendAttention(
+            StepProgram.View(vectors[0], others), adding: (vectors[0], vectors[0]), heads: 1, scale: 1, to: vectors[5])
+        program.appendReplacement(of: vectors[3], vectors[4], in: others)
+        program.appendAttention(StepProgram.View(vectors[0], others), adding: nil, heads: 1, scale: 1, to: vectors[5])
+        var remembered: [(Tensor, Tensor)] = []
+        for i in 0..<count {
+            for (vector, x) in zip(vectors, [qs, ks, raws]) { program.set(vector, to: x.selected(0, i)) }
+            program.run(position: i)
+            let length = 1 << (i + 1).trailingZeroBitCount
+            func pooled(_ x: Tensor) -> Tensor {
+                let block = x.sliced(0, i + 1 - length..<i + 1)
+                return switch pool {
+                case .sum: block.sum(0)
+                case .largest: block.maximum(0)
+                case .mean: block.mean(0)
+                }
+            }
+            let key = length == 1 ? raws.selected(0, i) : pooled(ks)
+            expectNear(program.numbers(of: vectors[3]), pooled(qs), "q \(i)")
+            expectNear(program.numbers(of: vectors[4]), key, "k \(i)")
+            remembered.append((pooled(qs), key))
+            let expected = attention(
+                qs.selected(0, i), stack(remembered.map(\.0)), stack(remembered.map(\.1)), Array(0...i), scale: 1)
+            expectNear(program.numbers(of: vectors[5]), expected, "y \(i)")
+        }
+    }
+
+    @Test func positionsBeginAnew() throws {
+        let x = normal(2, 4)
+        let frequencies = Tensor([0.3, 0.01], shape: [2]).to(.float64)
+        let program = StepProgram()
+        let (input, y, z) = (program.vector(x), program.vector(count: 8), program.vector(count: 8))
+        program.appendRotation(frequencies, heads: 2, neighbours: true, period: 5, input, to: y)
+        program.appendRotation(frequencies, heads: 2, neighbours: true, input, to: z)
+        program.run(position: 3)
+        let expected = program.numbers(of: z)
+        program.run(position: 13)
+        #expect(program.numbers(of: y) == expected)
+        #expect(program.numbers(of: z) != expected)
+    }
+
+    /// Numbers whose squares are infinite in float32.
+    @Test func simpleNormTakesLargeNumbers() throws {
+        let x = normal(21) * 1e25
+        let program = StepProgram()
+        let y = program.vector(count: 21)
+        program.appendNorm(.simpleRootMeanSquare, program.vector(x), epsilon: 1e-8, to: y)
+        let wide = x.to(.float64)
+        try onEveryInstructionSet(program) { program, isa in
+            program.run()
+            expectNear(program.numbers(of: y), wide / wide.square().mean(0).sqrt(), isa)
+        }
+    }
+}
