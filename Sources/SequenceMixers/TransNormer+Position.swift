@@ -25,7 +25,9 @@ public final class TransNormerPosition: Module {
     /// θ `[headDim / 2]`, where it is trained.
     public let theta: Parameter?
     private let fixedTheta: Buffer?
-    private let headDim: Int
+    let headDim: Int
+    /// θ, trained or not.
+    var angles: Tensor? { theta?.value ?? fixedTheta?.value }
 
     public init(_ kind: TransNormerPositionKind, headDim: Int, using generator: RandomGenerator) {
         self.kind = kind
@@ -48,7 +50,7 @@ public final class TransNormerPosition: Module {
     public func callAsFunction(_ x: Tensor, at positions: Tensor) -> Tensor {
         var y = x
         if let u = reflection?.value.to(x.dtype) { y = y - matmul(y, u.unsqueezed(1)) * (u * 2) }
-        guard let theta = theta?.value ?? fixedTheta?.value else { return y }
+        guard let theta = angles else { return y }
         // Far out, an angle of single precision would be no position.
         let angles = positions.to(.float64).unsqueezed(-1) * theta.to(.float64)  // […, length, pairs]
         let (cos, sin) = (angles.cos().to(y.dtype), angles.sin().to(y.dtype))
