@@ -32,13 +32,16 @@ public final class LongShortDistances: Module {
         LongShortProjections.initialize(long, generator)
     }
 
+    /// Of pe's sines, and again of its cosines `[⌈dim / 2⌉]`: in double, so that long distances keep their digits.
+    static func frequencies(_ dim: Int) -> Tensor {
+        (Tensor.arange(from: 0.0, to: Double(dim), step: 2.0) * (-Foundation.log(10_000.0) / Double(dim))).exp()
+    }
+
     /// pe of the distances through the projection: `[heads, distances, headDim]`.
     func projected(_ range: Range<Int>, _ projection: Linear) -> Tensor {
         let weight = projection.weight.value
         let dim = projection.inputs
-        // In double, so that long distances keep their digits.
-        let exponents = Tensor.arange(from: 0.0, to: Double(dim), step: 2.0) * (-Foundation.log(10_000.0) / Double(dim))
-        let angles = Tensor.arange(range).to(.float64).unsqueezed(1) * exponents.exp().unsqueezed(0)
+        let angles = Tensor.arange(range).to(.float64).unsqueezed(1) * Self.frequencies(dim).unsqueezed(0)
         let waves = concatenate([angles.sin(), angles.cos()], dim: 1).sliced(1, 0..<dim)
         return projection(waves.to(weight.dtype).to(weight.device))
             .reshaped(range.count, distanceBias.value.size(0), dim / distanceBias.value.size(0)).transposed(0, 1)
