@@ -21,6 +21,12 @@ import TorchNN
             Case(mixer: "softmax"),
             Case(mixer: "softmax", change: { $0.position = .rotary }, note: "rotary"),
             Case(mixer: "ngram"),
+            Case(mixer: "cosformer"),
+            Case(mixer: "transnormer"),
+            Case(mixer: "sparse"),
+            Case(mixer: "sparse", change: { $0.position = .rotary }, note: "rotary"),
+            Case(mixer: "combiner"),
+            Case(mixer: "transformer-ls"),
             Case(mixer: "linear", change: { $0.gatedFeedForward = true }, note: "gated"),
             Case(
                 mixer: "momentum", change: { $0.residual = ResidualConfiguration(.constant) }, note: "momentum residual"
@@ -35,6 +41,9 @@ import TorchNN
         + Activation.allCases.map { activation in
             Case(mixer: "linear", change: { $0.activation = activation }, note: activation.rawValue)
         }
+
+    /// Mixers that look at the tokens before in more than one way.
+    static let looking = ["transnormer", "sparse", "combiner", "transformer-ls"]
 
     private func model(_ setting: Case, modelDim: Int = 36, heads: Int = 3) throws -> LanguageModel {
         var configuration = ModelConfiguration(mixer: try MixerConfiguration(setting.mixer))
@@ -67,7 +76,9 @@ import TorchNN
         }
     }
 
-    @Test(arguments: ["linear", "momentum", "softmax"]) func givesTheSameBitsOnAnyThreads(_ mixer: String) throws {
+    @Test(arguments: ["linear", "momentum", "softmax"] + Self.looking) func givesTheSameBitsOnAnyThreads(
+        _ mixer: String
+    ) throws {
         final class Results: @unchecked Sendable { var logits: [[Float]] = [] }
         // Wide enough that layers are cut into pieces; so often that workers meet in many ways.
         let runs = [1, 2, 4].map { count in
@@ -91,7 +102,7 @@ import TorchNN
         #expect(runs[1] == runs[0] && runs[2] == runs[0])
     }
 
-    @Test(arguments: ["momentum", "softmax"]) func copiesGoOnAlone(_ mixer: String) throws {
+    @Test(arguments: ["momentum", "softmax"] + Self.looking) func copiesGoOnAlone(_ mixer: String) throws {
         let model = try model(Case(mixer: mixer))
         try withNoGrad {
             var first = try #require(model.compiledStep(try model.initialState()))
