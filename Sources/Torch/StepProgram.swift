@@ -16,7 +16,7 @@ import CTorch
 public final class StepProgram {
     /// A vector of the program.
     public struct Vector: Sendable {
-        fileprivate let place: Int64
+        let place: Int64
         public let count: Int
     }
 
@@ -25,13 +25,13 @@ public final class StepProgram {
         case identity, relu, gelu, geluTanh, silu, tanh, sigmoid, elu, softplus
     }
 
-    /// The norms of ``appendNorm(_:_:weight:bias:epsilon:to:)``: with mean and variance, by the root mean square, and by
-    /// the root mean square without weights, whose ε is added to the root.
+    /// The norms of ``appendNorm(_:_:weight:bias:epsilon:to:)``: with mean and variance, by the root mean square, by the
+    /// root mean square without weights, whose ε is added to the root, and with mean and unbiased deviation, likewise.
     public enum Norm: Int32, Sendable, CaseIterable {
-        case layer, rootMeanSquare, simpleRootMeanSquare
+        case layer, rootMeanSquare, simpleRootMeanSquare, deviation
     }
 
-    private let program: ctorch_step_program
+    let program: ctorch_step_program
     /// Where the first token stands that it will be run for.
     public let position: Int
 
@@ -218,7 +218,7 @@ public final class StepProgram {
         }
     }
 
-    private func checkCounts(_ vectors: [Vector], in operation: String) {
+    func checkCounts(_ vectors: [Vector], in operation: String) {
         let counts = vectors.map(\.count)
         torchPrecondition(Set(counts).count == 1, in: operation, "expected vectors of one length, got \(counts)")
     }

@@ -3,11 +3,11 @@
 // together. Each operation is cut into pieces; a worker goes on to the next operation when there is no piece left to take, and
 // waits only where that one reads what another worker has not finished.
 #include "step_program.hpp"
-#include "CTorch.h"
 
 #define KERNELS "step_program.kernels.hpp"
 #include "for_each_isa.hpp"
 #include "step_program_reference.hpp"
+#include "step_past_reference.hpp"
 
 #include <thread>
 
@@ -36,6 +36,7 @@ int64_t StepSchedule::take(size_t operation, int64_t worker, int64_t &turn) {
 struct ctorch_step_program_s {
   std::vector<StepOperation> operations;
   std::vector<StepCache> caches;
+  std::vector<StepPast> pasts;
   std::vector<at::Tensor> weights; // which the operations point into
   at::Tensor memory = at::zeros({0}, at::kFloat);
   int64_t token = 0, position = 0;
@@ -61,7 +62,7 @@ struct ctorch_step_program_s {
     for (auto &earlier : operations) {
       const auto read = operation.reads();
       if (earlier.kind != StepKind::norm || std::count(read.begin(), read.end(), earlier.y) == 0) continue;
-      if (operation.kind == StepKind::linear && operation.x == earlier.y) {
+      if (operation.kind == StepKind::linear && operation.vectors == 1 && operation.x == earlier.y) {
         operation.norm = earlier.norm, operation.x = earlier.x;
         earlier.is_folded = true;
       } else {
@@ -73,12 +74,12 @@ struct ctorch_step_program_s {
   }
 
   void run() {
-    for (const auto &operation : operations)
-      if (operation.kind == StepKind::lookup)
-        TORCH_CHECK(index(operation) >= 0 && index(operation) < operation.rows, operation.choice == 0 ? "token " : "position ",
-                    index(operation), " is not one of ", operation.rows);
+    for (const auto &operation : operations) check(operation);
+    for (const auto &past : pasts)
+      TORCH_CHECK(past.most == 0 || past.count < past.most, "position ", past.count, " is not one of ", past.most);
     if (schedule.workers() != at::get_num_threads()) plan();
     for (auto &cache : caches) cache.make_room();
+    for (auto &past : pasts) past.make_room();
     schedule.begin();
     float *data = memory.mutable_data_ptr<float>();
     for_each_task(schedule.workers(), [&](int64_t worker) { take_part(worker, data); });
@@ -88,6 +89,14 @@ private:
   StepSchedule schedule;
 
   int64_t index(const StepOperation &operation) const { return operation.choice == 0 ? token : position; }
+
+  /// Whether the token, or the position, is one that the operation's table has.
+  void check(const StepOperation &o) const {
+    if (o.kind == StepKind::lookup)
+      TORCH_CHECK(index(o) >= 0 && index(o) < o.rows, o.choice == 0 ? "token " : "position ", index(o), " is not one of ", o.rows);
+    const int64_t places = o.table_rows - o.rows + 1;
+    if (o.moves) TORCH_CHECK(position >= 0 && position < places, "position ", position, " is not one of ", places);
+  }
 
   /// Finds out which operations each one has to wait for.
   void plan() {
@@ -167,6 +176,19 @@ private:
       }
       return;
     case StepKind::rotate: return rotate(o, data, x);
+    case StepKind::average:
+    case StepKind::taps:
+    case StepKind::score:
+    case StepKind::sum: return DISPATCH(step_past, o, data, pasts[o.past], piece);
+    case StepKind::moving_average:
+    case StepKind::cell: return DISPATCH(step_recurrence, o, data, piece);
+    case StepKind::linear:
+      if (o.moves) {
+        auto here = o;
+        here.weight += position * o.columns;
+        return DISPATCH(step, here, data, caches.data(), x, piece);
+      }
+      [[fallthrough]];
     default: DISPATCH(step, o, data, caches.data(), x, piece);
     }
   }
@@ -187,12 +209,25 @@ private:
   }
 };
 
+size_t ctorch::hold(ctorch_step_program program, StepPast past) {
+  program->pasts.push_back(std::move(past));
+  return program->pasts.size() - 1;
+}
+const float *ctorch::keep(ctorch_step_program program, ctorch_tensor weight, at::IntArrayRef shape) {
+  return program->keep(weight, shape);
+}
+const double *ctorch::keep_doubles(ctorch_step_program program, ctorch_tensor weight, at::IntArrayRef shape) {
+  return program->keep<double>(weight, shape);
+}
+void ctorch::append(ctorch_step_program program, StepOperation operation) { program->append(operation); }
+
 extern "C" ctorch_step_program ctorch_step_program_new(void) { return new ctorch_step_program_s(); }
 
 extern "C" ctorch_step_program ctorch_step_program_copy(ctorch_step_program program) {
   auto *copy = new ctorch_step_program_s();
   copy->operations = program->operations;
   copy->caches = program->caches;
+  copy->pasts = program->pasts;
   copy->weights = program->weights;
   copy->memory = program->memory.clone();
   return copy;

@@ -1,22 +1,38 @@
 // One token through a model: operations on small vectors, worked off by a team without a barrier of the operating system.
 #pragma once
 
+#include "CTorch.h"
 #include "causal_linear.hpp"
+#include "step_past.hpp"
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <vector>
 
 namespace ctorch {
 
-enum class StepKind { linear, norm, combine, gate, causal_linear, attend, rotate, lookup, waves };
+enum class StepKind {
+  linear, norm, combine, gate, causal_linear, attend, rotate, lookup, waves,
+  // Over what is kept of the past, see step_past.hpp.
+  average, taps, score, sum, moving_average, cell
+};
 
 /// x ↦ (x - mean) / root · weight + bias
 struct StepNorm {
   int32_t kind = -1; // none
   const float *weight = nullptr, *bias = nullptr;
   float epsilon = 0;
+
+  bool is_centered() const { return kind == CTORCH_STEP_LAYER_NORM || kind == CTORCH_STEP_DEVIATION_NORM; }
+  /// What n numbers are divided by, from the sum of their squares.
+  float root(float squares, float n) const {
+    if (kind == CTORCH_STEP_DEVIATION_NORM) return std::sqrt(squares / std::max(n - 1, 1.0f)) + epsilon;
+    if (kind == CTORCH_STEP_SIMPLE_RMS_NORM) return std::sqrt(squares / n) + epsilon;
+    return std::sqrt(squares / n + epsilon);
+  }
 };
 
 /// Keys and values of the tokens so far, a row each: all of them, or as many of the last as there is room for.
@@ -49,23 +65,40 @@ struct StepOperation {
   FeatureMap map = FeatureMap::identity;
   float momentum = 0, step_size = 1, epsilon = 0;
   size_t cache = 0;
+  // Over the past, which `past` is the number of; see step_past.hpp.
+  size_t past = 0;
+  int64_t channels = 0, group = 0, stride = 0;
+  // A product: how many x it takes, one behind the other; whether the weight begins with row `position` of `table_rows`.
+  int64_t vectors = 1, table_rows = 0;
+  bool moves = false;
   bool is_folded = false, is_read = false; // a norm: some product computes it on the way; someone else reads it
   int64_t needs = 0; // how many operations from the first on have to be done before this one; see `StepSchedule`
 
   static constexpr int64_t waves_at_once = 32;
+  /// Channels of a piece, and the pieces that scores of keys are cut into.
+  static constexpr int64_t channels_at_once = 64, score_pieces = 8;
   /// Rows of a matrix that are one piece of work: some 64 KiB of weights.
   int64_t rows_at_once() const { return std::max<int64_t>(16, 16384 / std::max<int64_t>(columns, 1) / 16 * 16); }
   int64_t pieces() const {
     switch (kind) {
     case StepKind::linear: return (rows + rows_at_once() - 1) / rows_at_once();
     case StepKind::causal_linear:
-    case StepKind::attend: return rows;
+    case StepKind::attend:
+    case StepKind::average: return rows;
+    case StepKind::taps:
+    case StepKind::moving_average:
+    case StepKind::cell: return blocks();
+    case StepKind::score: return score_pieces;
+    case StepKind::sum: return rows * blocks();
     case StepKind::waves: return (columns + waves_at_once - 1) / waves_at_once;
     default: return is_folded && !is_read ? 0 : 1;
     }
   }
-  std::vector<int64_t> reads() const { return {x, residual, k, v, kind == StepKind::combine || kind == StepKind::gate ? z : -1}; }
-  std::vector<int64_t> writes() const { return {y, s, p, kind == StepKind::causal_linear ? z : -1}; }
+  /// Pieces of `channels_at_once`.
+  int64_t blocks() const { return (columns + channels_at_once - 1) / channels_at_once; }
+  bool reads_z() const { return kind == StepKind::combine || kind == StepKind::gate; }
+  std::vector<int64_t> reads() const { return {x, residual, k, v, reads_z() ? z : -1}; }
+  std::vector<int64_t> writes() const { return {y, s, p, reads_z() ? -1 : z}; }
 };
 
 /// Which worker does what. Every operation is cut into as many shares of pieces as there are workers. A worker begins with its
@@ -97,5 +130,11 @@ private:
   std::vector<int64_t> pieces_;
   std::vector<Counter> next_, done_; // `next_` of each operation and share: the run, and in the lower bits the next piece
 };
+
+// For the entries of the families of operations.
+size_t hold(ctorch_step_program program, StepPast past);
+const float *keep(ctorch_step_program program, ctorch_tensor weight, at::IntArrayRef shape);
+const double *keep_doubles(ctorch_step_program program, ctorch_tensor weight, at::IntArrayRef shape);
+void append(ctorch_step_program program, StepOperation operation);
 
 } // namespace ctorch

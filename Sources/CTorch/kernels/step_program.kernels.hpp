@@ -52,7 +52,7 @@ INLINE void four_products(int64_t columns, const float *rows, const float *x, fl
   for (int i = 0; i < 4; ++i) to[i] = sum_of<float>(sums[i]);
 }
 
-inline void step_linear(const StepOperation &o, float *memory, const float *x, int64_t piece) {
+INLINE void linear_rows(const StepOperation &o, float *memory, const float *x, int64_t y, int64_t piece) {
   const int64_t first = piece * o.rows_at_once(), last = std::min(o.rows, first + o.rows_at_once());
   for (int64_t row = first; row < last; row += width<float>) {
     const int64_t n = std::min<int64_t>(width<float>, last - row);
@@ -65,8 +65,13 @@ inline void step_linear(const StepOperation &o, float *memory, const float *x, i
     if (o.bias) sum += load_first<float>(o.bias + row, n);
     sum = activated(o.choice, sum);
     if (o.residual >= 0) sum += load_first<float>(memory + o.residual + row, n);
-    store_first<float>(memory + o.y + row, sum, n);
+    store_first<float>(memory + y + row, sum, n);
   }
+}
+
+/// With several x, the rows of a piece go through all of them while they are in the cache.
+inline void step_linear(const StepOperation &o, float *memory, const float *x, int64_t piece) {
+  for (int64_t i = 0; i < o.vectors; ++i) linear_rows(o, memory, x + i * o.columns, o.y + i * o.rows, piece);
 }
 
 inline void step_norm(const StepNorm &norm, int64_t count, const float *x, float *y) {
@@ -76,7 +81,7 @@ inline void step_norm(const StepNorm &norm, int64_t count, const float *x, float
   };
   float mean = 0;
   Floats sum{}, squares{};
-  if (norm.kind == CTORCH_STEP_LAYER_NORM) {
+  if (norm.is_centered()) {
     for_each_vector([&](int64_t c, int64_t m) { sum += load_first<float>(x + c, m); });
     mean = sum_of<float>(sum) / n;
   }
@@ -85,9 +90,7 @@ inline void step_norm(const StepNorm &norm, int64_t count, const float *x, float
     store_first<float>(above, load_first<float>(x + c, m) - mean, m); // zeros beyond the end stay zeros
     squares += load<float>(above) * load<float>(above);
   });
-  const float variance = sum_of<float>(squares) / n;
-  const bool is_simple = norm.kind == CTORCH_STEP_SIMPLE_RMS_NORM;
-  const float scale = is_simple ? 1 / (std::sqrt(variance) + norm.epsilon) : 1 / std::sqrt(variance + norm.epsilon);
+  const float scale = 1 / norm.root(sum_of<float>(squares), n);
   for_each_vector([&](int64_t c, int64_t m) {
     auto part = (load_first<float>(x + c, m) - mean) * scale;
     if (norm.weight) part *= load_first<float>(norm.weight + c, m);
@@ -175,3 +178,6 @@ inline void step(const StepOperation &o, float *memory, StepCache *caches, const
   default: return;
   }
 }
+
+#include "step_past.kernels.hpp"
+#include "step_recurrence.kernels.hpp"

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "step_program.hpp"
-#include "CTorch.h"
 
 namespace ctorch::reference {
 namespace {
@@ -36,22 +35,22 @@ float mapped(FeatureMap map, float x) {
 void step_norm(const StepNorm &norm, int64_t count, const float *x, float *y) {
   const float n = static_cast<float>(count);
   float mean = 0, squares = 0;
-  if (norm.kind == CTORCH_STEP_LAYER_NORM)
+  if (norm.is_centered())
     for (int64_t c = 0; c < count; ++c) mean += x[c] / n;
-  for (int64_t c = 0; c < count; ++c) squares += (x[c] - mean) * (x[c] - mean) / n;
-  const bool is_simple = norm.kind == CTORCH_STEP_SIMPLE_RMS_NORM;
-  const float root = is_simple ? std::sqrt(squares) + norm.epsilon : std::sqrt(squares + norm.epsilon);
+  for (int64_t c = 0; c < count; ++c) squares += (x[c] - mean) * (x[c] - mean);
+  const float root = norm.root(squares, n);
   for (int64_t c = 0; c < count; ++c)
     y[c] = (x[c] - mean) / root * (norm.weight ? norm.weight[c] : 1) + (norm.bias ? norm.bias[c] : 0);
 }
 
 void linear(const StepOperation &o, float *memory, const float *x, int64_t piece) {
   const int64_t first = piece * o.rows_at_once();
-  for (int64_t r = first; r < std::min(o.rows, first + o.rows_at_once()); ++r) {
-    float sum = o.bias ? o.bias[r] : 0;
-    for (int64_t c = 0; c < o.columns; ++c) sum += o.weight[r * o.columns + c] * x[c];
-    memory[o.y + r] = activated(o.choice, sum) + (o.residual < 0 ? 0 : memory[o.residual + r]);
-  }
+  for (int64_t i = 0; i < o.vectors; ++i)
+    for (int64_t r = first; r < std::min(o.rows, first + o.rows_at_once()); ++r) {
+      float sum = o.bias ? o.bias[r] : 0;
+      for (int64_t c = 0; c < o.columns; ++c) sum += o.weight[r * o.columns + c] * x[i * o.columns + c];
+      memory[o.y + i * o.rows + r] = activated(o.choice, sum) + (o.residual < 0 ? 0 : memory[o.residual + r]);
+    }
 }
 
 void causal_linear(const StepOperation &o, float *memory, int64_t head) {
