@@ -52,26 +52,25 @@ INLINE void four_products(int64_t columns, const float *rows, const float *x, fl
   for (int i = 0; i < 4; ++i) to[i] = sum_of<float>(sums[i]);
 }
 
-INLINE void linear_rows(const StepOperation &o, float *memory, const float *x, int64_t y, int64_t piece) {
+/// With several x, some rows go through all of them while they are in the cache.
+inline void step_linear(const StepOperation &o, float *memory, const float *x, int64_t piece) {
   const int64_t first = piece * o.rows_at_once(), last = std::min(o.rows, first + o.rows_at_once());
   for (int64_t row = first; row < last; row += width<float>) {
     const int64_t n = std::min<int64_t>(width<float>, last - row);
-    alignas(64) float sums[width<float>] = {};
     const float *weight = o.weight + row * o.columns;
-    int64_t r = 0;
-    for (; r + 4 <= n; r += 4) four_products(o.columns, weight + r * o.columns, x, sums + r);
-    for (; r < n; ++r) sums[r] = row_product(o.columns, weight + r * o.columns, x);
-    Floats sum = load<float>(sums);
-    if (o.bias) sum += load_first<float>(o.bias + row, n);
-    sum = activated(o.choice, sum);
-    if (o.residual >= 0) sum += load_first<float>(memory + o.residual + row, n);
-    store_first<float>(memory + y + row, sum, n);
+    for (int64_t i = 0; i < o.vectors; ++i) {
+      const float *own = x + i * o.columns;
+      alignas(64) float sums[width<float>] = {};
+      int64_t r = 0;
+      for (; r + 4 <= n; r += 4) four_products(o.columns, weight + r * o.columns, own, sums + r);
+      for (; r < n; ++r) sums[r] = row_product(o.columns, weight + r * o.columns, own);
+      Floats sum = load<float>(sums);
+      if (o.bias) sum += load_first<float>(o.bias + row, n);
+      sum = activated(o.choice, sum);
+      if (o.residual >= 0) sum += load_first<float>(memory + o.residual + row, n);
+      store_first<float>(memory + o.y + i * o.rows + row, sum, n);
+    }
   }
-}
-
-/// With several x, the rows of a piece go through all of them while they are in the cache.
-inline void step_linear(const StepOperation &o, float *memory, const float *x, int64_t piece) {
-  for (int64_t i = 0; i < o.vectors; ++i) linear_rows(o, memory, x + i * o.columns, o.y + i * o.rows, piece);
 }
 
 inline void step_norm(const StepNorm &norm, int64_t count, const float *x, float *y) {
