@@ -43,7 +43,7 @@ public final class GMLP: Module, ReferenceEvaluating, StreamingMixer {
     public let gating: SpatialGatingUnit
     public let attention: TinyAttention?
     public let output: Linear
-    private let activation: Activation
+    let activation: Activation
 
     /// Evaluates the gating unit and the attention entry by entry instead.
     public var usesReference = false

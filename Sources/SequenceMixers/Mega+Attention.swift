@@ -63,11 +63,17 @@ public final class MegaRelativeBias: Module {
                     0, before: known.lowerBound - distances.lowerBound,
                     after: distances.upperBound - known.upperBound)
         }
-        guard let alpha, let beta else { return .zeros([distances.count]) }
-        // ⟨a, R_{s-t} b⟩, each pair of channels a cosine and a sine.
+        let waves = waves
+        let angles = angles(distances, waves.cosines)
+        return matmul(angles.cosines, waves.cosines) + matmul(angles.sines, waves.sines)
+    }
+
+    /// ⟨a, R_d b⟩ as a sum of cosines and sines of the distance d, one of each for a pair of channels: their frequencies
+    /// (in double) and factors `[z / 2]`. Of `simple` there are none.
+    var waves: (frequencies: Tensor, cosines: Tensor, sines: Tensor) {
+        guard let alpha, let beta else { return (.zeros([0], dtype: .float64), .zeros([0]), .zeros([0])) }
         let (a, b) = (alpha.value.split(into: 2, dim: 0), beta.value.split(into: 2, dim: 0))
-        let angles = angles(distances, a[0])
-        return matmul(angles.cosines, a[0] * b[0] + a[1] * b[1]) + matmul(angles.sines, a[1] * b[0] - a[0] * b[1])
+        return (frequencies(a[0]), a[0] * b[0] + a[1] * b[1], a[1] * b[0] - a[0] * b[1])
     }
 
     /// b_ts = b[M - 1 + s - t], or ⟨R_t a, R_s b⟩: `[n, n]`.
@@ -93,11 +99,13 @@ public final class MegaRelativeBias: Module {
 
     /// `[positions, z/2]`; in double first, for a large angle has few digits after the point in float32.
     private func angles(_ positions: Range<Int>, _ half: Tensor) -> (cosines: Tensor, sines: Tensor) {
-        let count = half.size(0)
-        let exponents = Tensor.arange(0..<count, dtype: .float64, device: half.device)
-        let frequencies = pow(10000.0, exponents * (-1 / Double(count)))
-        let angles = Tensor.arange(positions, dtype: .float64, device: half.device).unsqueezed(1) * frequencies
+        let angles = Tensor.arange(positions, dtype: .float64, device: half.device).unsqueezed(1) * frequencies(half)
         return (angles.cos().to(half.dtype), angles.sin().to(half.dtype))
+    }
+
+    private func frequencies(_ half: Tensor) -> Tensor {
+        let count = half.size(0)
+        return pow(10000.0, Tensor.arange(0..<count, dtype: .float64, device: half.device) * (-1 / Double(count)))
     }
 }
 

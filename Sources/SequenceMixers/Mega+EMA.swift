@@ -236,7 +236,7 @@ public final class MegaEMA: Module {
         .zeros([batch, modelDim, emaDim], dtype: omega.value.dtype.accumulator, device: omega.value.device)
     }
 
-    private func coefficients(_ direction: Int) -> MegaCoefficients {
+    func coefficients(_ direction: Int) -> MegaCoefficients {
         let rows = direction * modelDim..<(direction + 1) * modelDim
         func part(_ parameter: Parameter) -> Tensor {
             let value = parameter.value
@@ -302,7 +302,7 @@ public final class MegaEMA: Module {
 }
 
 /// One direction's numbers, each `[modelDim, h]`, in at least float32.
-private struct MegaCoefficients {
+struct MegaCoefficients {
     let alpha: Tensor
     let delta: Tensor
     let beta: Tensor

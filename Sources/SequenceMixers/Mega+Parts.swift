@@ -113,7 +113,7 @@ final class MegaFeedForward: Module {
     let down: Linear
     private let dropout: MegaDropout
     private let hiddenDropout: MegaDropout
-    private let isPrenorm: Bool
+    let isPrenorm: Bool
 
     init(_ settings: Mega.Settings, using generator: RandomGenerator) {
         norm = settings.norm.make(settings.modelDim)

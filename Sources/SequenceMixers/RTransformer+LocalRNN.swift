@@ -24,6 +24,14 @@ public enum RecurrentCell: String, NamedChoice {
         case .plain: 1
         }
     }
+
+    var inKernels: LocalRecurrentCell {
+        switch self {
+        case .gru: .gru
+        case .lstm: .lstm
+        case .plain: .plain
+        }
+    }
 }
 
 /// A recurrent cell run over the last `window` tokens, from zero, separately for every token.
@@ -80,14 +88,8 @@ public final class LocalRNN: Module, ReferenceEvaluating, StreamingMixer {
     /// By the kernel, on each sequence's real tokens as if they stood at its start. No real token reads a later one.
     private func fused(_ x: Tensor, _ paddingMask: Tensor?) -> Tensor {
         func run(_ x: Tensor) -> Tensor {
-            let kind: LocalRecurrentCell =
-                switch cell {
-                case .gru: .gru
-                case .lstm: .lstm
-                case .plain: .plain
-                }
-            return localRecurrence(
-                x, kind, inputWeight: inputWeight.value, hiddenWeight: hiddenWeight.value,
+            localRecurrence(
+                x, cell.inKernels, inputWeight: inputWeight.value, hiddenWeight: hiddenWeight.value,
                 inputBias: inputBias.value, hiddenBias: hiddenBias.value, window: window)
         }
         guard let paddingMask, x.size(1) > 1 else { return run(x) }

@@ -32,11 +32,7 @@ extension Attention: StepCompiling where Core: StepCompilingCore {
             rotary == nil || state.positions == [program.position],
             query.outputs / heads <= StepProgram.largestHead
         else { return nil }
-        let parts = [query, key, value].map { projection in
-            let part = program.vector(count: projection.outputs)
-            program.append(projection, x, to: part)
-            return part
-        }
+        let parts = [query, key, value].map { program.product($0, x) }
         if let rotary {
             for part in parts.prefix(2) { program.append(rotary, heads: heads, part) }
         }
@@ -45,9 +41,7 @@ extension Attention: StepCompiling where Core: StepCompilingCore {
             core.compileStep(
                 parts[0], parts[1], parts[2], heads: heads, state: state.core, to: mixed, into: program)
         else { return nil }
-        let y = program.vector(count: output.outputs)
-        program.append(output, mixed, adding: addend, to: y)
-        return y
+        return program.product(output, mixed, adding: addend)
     }
 }
 
@@ -82,6 +76,34 @@ extension StepProgram {
             activation: activation, adding: addend, to: y)
     }
 
+    /// A new vector with the sum of two; the first one itself if there is no second.
+    func sum(_ x: Vector, _ addend: Vector?) -> Vector {
+        guard let addend else { return x }
+        let y = vector(count: x.count)
+        appendCombination(1, x, 1, addend, to: y)
+        return y
+    }
+
+    /// A new vector with activation(layer(x)) + addend.
+    func product(
+        _ layer: Linear, _ x: Vector, activation: Activation = .identity, adding addend: Vector? = nil
+    ) -> Vector {
+        let y = vector(count: layer.outputs)
+        append(layer, x, activation: activation, adding: addend, to: y)
+        return y
+    }
+
+    /// A new vector with activation(layer(x)) for some of the layer's outputs.
+    func product(
+        _ layer: Linear, outputs: Range<Int>, _ x: Vector, activation: Activation = .identity
+    ) -> Vector {
+        let y = vector(count: outputs.count)
+        appendLinear(
+            x, weight: layer.weight.value.detached().sliced(0, outputs).contiguous(),
+            bias: layer.bias?.value.detached().sliced(0, outputs), activation: activation, to: y)
+        return y
+    }
+
     /// y = norm(x); nil for a norm that programs do not have.
     public func append(_ norm: any Normalizing, _ x: Vector) -> Vector? {
         let y = vector(count: x.count)
@@ -93,6 +115,10 @@ extension StepProgram {
         case let norm as RMSNorm:
             appendNorm(.rootMeanSquare, x, weight: norm.weight.value.detached(), epsilon: norm.epsilon, to: y)
         case let norm as SimpleRMSNorm: appendNorm(.simpleRootMeanSquare, x, epsilon: norm.epsilon, to: y)
+        case let norm as DeviationNorm:
+            appendNorm(
+                .deviation, x, weight: norm.weight.value.detached(), bias: norm.bias.value.detached(),
+                epsilon: norm.epsilon, to: y)
         default: return nil
         }
         return y

@@ -17,7 +17,7 @@ public struct CompiledStep {
         position = state.position
         program = StepProgram(position: state.position)
         let embedded = embedding.compileStep(into: program)
-        let x = embedded ?? program.vector(count: model.encoder.modelDim)
+        let x = embedded ?? program.vector(count: model.head.inputs)
         input = embedded == nil ? x : nil
         guard let y = model.encoder.compileStep(x, states: state.blocks, into: program) else { return nil }
         output = program.vector(count: model.vocabulary)
@@ -40,12 +40,10 @@ extension LanguageModel {
     /// Equal to ``step(_:state:)`` up to rounding. It holds the weights as they are; a training step that puts others in their
     /// place is not seen.
     /// - Returns: nil for what has no program: a batch, a mixer that does not compile, other numbers than float32 on the CPU,
-    ///   norms after the sum, reversible or adaptive connections, training.
+    ///   reversible or adaptive connections, training.
     public func compiledStep(_ state: LanguageModelState) -> CompiledStep? {
         let weight = head.weight.value
-        guard !isTraining, weight.dtype == .float32, weight.device == .cpu, head.inputs == encoder.modelDim else {
-            return nil
-        }
+        guard !isTraining, weight.dtype == .float32, weight.device == .cpu else { return nil }
         return CompiledStep(self, state)
     }
 }
@@ -68,8 +66,6 @@ extension TokenEmbedding {
 }
 
 extension SequenceEncoder {
-    var modelDim: Int { blocks.first?.feedForward?.up.inputs ?? 0 }
-
     func compileStep(_ x: StepProgram.Vector, states: [any StreamingState], into program: StepProgram)
         -> StepProgram.Vector?
     {
@@ -87,27 +83,47 @@ extension SequenceEncoder {
 }
 
 extension TransformerBlock {
-    /// h = x + mixer(norm(x)), or x - γ̃ u with u = β̃ u - mixer(norm(x)); y = h + feedForward(norm(h))
+    /// The block's equations; see ``TransformerBlock``.
     fileprivate func compileStep(
         _ x: StepProgram.Vector, _ state: any StreamingState, _ residual: ResidualConfiguration,
         _ velocity: inout StepProgram.Vector?, into program: StepProgram
     ) -> StepProgram.Vector? {
-        guard placement == .pre, let mixer = mixer as? any StepCompiling, let mixerNorm, let feedForward,
-            let feedForwardNorm, let normalized = program.append(mixerNorm, x),
-            let mixed = mixer.compileStep(
-                normalized, adding: residual.kind == .plain ? x : nil, state: state, into: program)
+        guard let mixer = mixer as? any StepCompiling,
+            let h = compileMixer(mixer, x, state, residual, &velocity, into: program)
         else { return nil }
-        var h = mixed
-        if residual.kind == .constant {
-            let u = program.vector(count: x.count)
-            let momentum = residual.momentum ?? ResidualConfiguration.standardMomentum
-            program.appendCombination(velocity == nil ? 0 : momentum, velocity ?? mixed, -1, mixed, to: u)
-            velocity = u
-            h = program.vector(count: x.count)
-            program.appendCombination(1, x, -(residual.stepSize ?? ResidualConfiguration.standardStepSize), u, to: h)
+        guard let feedForward, let feedForwardNorm else { return h }
+        switch placement {
+        case .pre:
+            return program.append(feedForwardNorm, h).map { feedForward.compileStep($0, adding: h, into: program) }
+        case .post: return program.append(feedForwardNorm, feedForward.compileStep(h, adding: h, into: program))
         }
-        guard let second = program.append(feedForwardNorm, h) else { return nil }
-        return feedForward.compileStep(second, adding: h, into: program)
+    }
+
+    /// h: what a mixer gives that is a whole block, or the mixer's output and its input joined, with the norm at its place.
+    private func compileMixer(
+        _ mixer: any StepCompiling, _ x: StepProgram.Vector, _ state: any StreamingState,
+        _ residual: ResidualConfiguration, _ velocity: inout StepProgram.Vector?, into program: StepProgram
+    ) -> StepProgram.Vector? {
+        guard let mixerNorm else { return mixer.compileStep(x, adding: nil, state: state, into: program) }
+        let addend = residual.kind == .plain ? x : nil
+        guard let input = placement == .pre ? program.append(mixerNorm, x) : x,
+            let mixed = mixer.compileStep(input, adding: addend, state: state, into: program)
+        else { return nil }
+        let h = addend == nil ? compileJoin(x, mixed, residual, &velocity, into: program) : mixed
+        return placement == .pre ? h : program.append(mixerNorm, h)
+    }
+
+    /// x - γ̃ u with u = β̃ u - mixed
+    private func compileJoin(
+        _ x: StepProgram.Vector, _ mixed: StepProgram.Vector, _ residual: ResidualConfiguration,
+        _ velocity: inout StepProgram.Vector?, into program: StepProgram
+    ) -> StepProgram.Vector {
+        let (u, h) = (program.vector(count: x.count), program.vector(count: x.count))
+        let momentum = residual.momentum ?? ResidualConfiguration.standardMomentum
+        program.appendCombination(velocity == nil ? 0 : momentum, velocity ?? mixed, -1, mixed, to: u)
+        velocity = u
+        program.appendCombination(1, x, -(residual.stepSize ?? ResidualConfiguration.standardStepSize), u, to: h)
+        return h
     }
 }
 

@@ -25,10 +25,10 @@ public final class StepProgram {
         case identity, relu, gelu, geluTanh, silu, tanh, sigmoid, elu, softplus, eluPlusOne
     }
 
-    /// The norms of ``appendNorm(_:_:weight:bias:epsilon:to:)``: with mean and variance, by the root mean square, and by
-    /// the root mean square without weights, whose ε is added to the root.
+    /// The norms of ``appendNorm(_:_:weight:bias:epsilon:to:)``: with mean and variance, by the root mean square, by the
+    /// root mean square without weights, whose ε is added to the root, and with mean and unbiased deviation, likewise.
     public enum Norm: Int32, Sendable, CaseIterable {
-        case layer, rootMeanSquare, simpleRootMeanSquare
+        case layer, rootMeanSquare, simpleRootMeanSquare, deviation
     }
 
     let program: ctorch_step_program

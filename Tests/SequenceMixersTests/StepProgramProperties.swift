@@ -8,7 +8,7 @@ import TorchNN
     /// Streaming mechanisms, or settings of them, that have no program.
     static let without: Set<String> = [
         "combiner axial-vertical", "combiner axial-horizontal", "combiner mixture",
-        "combiner axial-rowmajor", "aft", "mega", "r-transformer", "gmlp", "revisiting-linformer",
+        "combiner axial-rowmajor", "revisiting-linformer",
     ]
 
     private static func hasProgram(_ mixer: MixerCase) -> Bool {

@@ -21,6 +21,7 @@
 #include "ctorch_adaptive_momentum.h"
 #include "ctorch_step_program.h"
 #include "ctorch_step_attention.h"
+#include "ctorch_step_past.h"
 #include "ctorch_interval_attention.h"
 #include "ctorch_moving_average.h"
 #include "ctorch_segment_mixtures.h"

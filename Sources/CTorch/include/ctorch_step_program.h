@@ -20,7 +20,7 @@ enum {
   CTORCH_STEP_SOFTPLUS,
   CTORCH_STEP_ELU_PLUS_ONE
 };
-enum { CTORCH_STEP_LAYER_NORM, CTORCH_STEP_RMS_NORM, CTORCH_STEP_SIMPLE_RMS_NORM };
+enum { CTORCH_STEP_LAYER_NORM, CTORCH_STEP_RMS_NORM, CTORCH_STEP_SIMPLE_RMS_NORM, CTORCH_STEP_DEVIATION_NORM };
 
 ctorch_step_program ctorch_step_program_new(void);
 /// The same list and weights, with vectors and states of its own.
@@ -34,7 +34,8 @@ ctorch_slot ctorch_step_slot(ctorch_step_program program, int64_t count, ctorch_
 /// the program keeps; `residual` -1 for none. With `heads` above 1, of each of so many parts of x and y.
 void ctorch_step_linear(ctorch_step_program program, int64_t heads, ctorch_slot x, ctorch_tensor weight, ctorch_tensor bias,
                         int32_t activation, ctorch_slot residual, ctorch_slot y, ctorch_error *error);
-/// y = norm(x) · weight + bias over the whole vector. `epsilon` is added under the root, or to it for the simple one.
+/// y = norm(x) · weight + bias over the whole vector. `epsilon` is added under the root, or to it for the simple one and for that
+/// by the deviation, which divides the sum of the squares by `count` - 1.
 void ctorch_step_norm(ctorch_step_program program, int32_t kind, ctorch_slot x, ctorch_tensor weight, ctorch_tensor bias,
                       int64_t count, double epsilon, ctorch_slot y, ctorch_error *error);
 /// y = a · x + b · z

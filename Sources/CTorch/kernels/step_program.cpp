@@ -3,12 +3,12 @@
 // together. Each operation is cut into pieces; a worker goes on to the next operation when there is no piece left to take, and
 // waits only where that one reads what another worker has not finished.
 #include "step_program.hpp"
-#include "CTorch.h"
 
 #define KERNELS "step_program.kernels.hpp"
 #include "for_each_isa.hpp"
 #include "step_elements.hpp"
 #include "step_program_reference.hpp"
+#include "step_past_reference.hpp"
 
 #include <thread>
 
@@ -38,16 +38,13 @@ struct ctorch_step_program_s : StepList {
   int64_t token = 0, position = 0;
 
   void run() {
-    for (const auto &operation : operations) {
-      if (operation.kind == StepKind::lookup)
-        TORCH_CHECK(index(operation) >= 0 && index(operation) < operation.rows, operation.choice == 0 ? "token " : "position ",
-                    index(operation), " is not one of ", operation.rows);
-      if (operation.kind == StepKind::expand && operation.period > 0)
-        TORCH_CHECK(position < operation.period, "position ", position, " is not one of ", operation.period);
-    }
+    for (const auto &operation : operations) check(operation);
+    for (const auto &past : pasts)
+      TORCH_CHECK(past.most == 0 || past.count < past.most, "position ", past.count, " is not one of ", past.most);
     if (schedule.workers() != at::get_num_threads()) plan();
     for (auto &cache : caches)
       if (cache.takes_tokens) cache.make_room();
+    for (auto &past : pasts) past.make_room();
     schedule.begin();
     float *data = memory.mutable_data_ptr<float>();
     for_each_task(schedule.workers(), [&](int64_t worker) { take_part(worker, data); });
@@ -55,6 +52,16 @@ struct ctorch_step_program_s : StepList {
 
 private:
   int64_t index(const StepOperation &operation) const { return operation.choice == 0 ? token : position; }
+
+  /// Whether the token, or the position, is one that the operation's table has.
+  void check(const StepOperation &o) const {
+    if (o.kind == StepKind::lookup)
+      TORCH_CHECK(index(o) >= 0 && index(o) < o.rows, o.choice == 0 ? "token " : "position ", index(o), " is not one of ", o.rows);
+    const int64_t places = o.table_rows - o.rows + 1;
+    if (o.moves) TORCH_CHECK(position >= 0 && position < places, "position ", position, " is not one of ", places);
+    if (o.kind == StepKind::expand && o.period > 0)
+      TORCH_CHECK(position < o.period, "position ", position, " is not one of ", o.period);
+  }
 
   /// Finds out which operations each one has to wait for.
   void plan() {
@@ -147,6 +154,19 @@ private:
     case StepKind::pool: return step_pool(o, data, caches[static_cast<size_t>(o.clock)].count);
     case StepKind::mix: return step_mix(o, data, caches[static_cast<size_t>(o.clock)].count);
     case StepKind::distance_waves: return step_distance_waves(o, data, caches[static_cast<size_t>(o.clock)].count);
+    case StepKind::average:
+    case StepKind::taps:
+    case StepKind::score:
+    case StepKind::sum: return DISPATCH(step_past, o, data, pasts[o.past], piece);
+    case StepKind::moving_average:
+    case StepKind::cell: return DISPATCH(step_recurrence, o, data, piece);
+    case StepKind::linear:
+      if (o.moves) {
+        auto here = o;
+        here.weight += position * o.columns;
+        return DISPATCH(step, here, data, caches.data(), x, piece);
+      }
+      [[fallthrough]];
     default: DISPATCH(step, o, data, caches.data(), x, piece);
     }
   }
@@ -175,6 +195,7 @@ extern "C" ctorch_step_program ctorch_step_program_copy(ctorch_step_program prog
   auto *copy = new ctorch_step_program_s();
   copy->operations = program->operations;
   copy->caches = program->caches;
+  copy->pasts = program->pasts;
   copy->weights = program->weights;
   copy->memory = program->memory.clone();
   return copy;

@@ -1,11 +1,15 @@
 // One token through a model: operations on small vectors, worked off by a team without a barrier of the operating system.
 #pragma once
 
+#include "CTorch.h"
 #include "adaptive_momentum.hpp"
 #include "causal_linear.hpp"
 #include "step_cache.hpp"
+#include "step_past.hpp"
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -14,7 +18,9 @@ namespace ctorch {
 
 enum class StepKind {
   linear, norm, combine, gate, causal_linear, attend, rotate, lookup, waves,
-  adaptive_momentum, expand, remember, replace, pool, pool_digits, mix, distance_waves // of mixers that look at the tokens before
+  adaptive_momentum, expand, remember, replace, pool, pool_digits, mix, distance_waves, // of mixers that look at the tokens before
+  // Over what is kept of the past, see step_past.hpp.
+  average, taps, score, sum, moving_average, cell
 };
 
 /// x ↦ (x - mean) / root · weight + bias
@@ -22,6 +28,14 @@ struct StepNorm {
   int32_t kind = -1; // none
   const float *weight = nullptr, *bias = nullptr;
   float epsilon = 0;
+
+  bool is_centered() const { return kind == CTORCH_STEP_LAYER_NORM || kind == CTORCH_STEP_DEVIATION_NORM; }
+  /// What n numbers are divided by, from the sum of their squares; those of the simple one in a `unit` of their size.
+  float root(float squares, float n, float unit) const {
+    if (kind == CTORCH_STEP_DEVIATION_NORM) return std::sqrt(squares / std::max(n - 1, 1.0f)) + epsilon;
+    if (kind == CTORCH_STEP_SIMPLE_RMS_NORM) return unit * std::sqrt(squares / n) + epsilon;
+    return std::sqrt(squares / n + epsilon);
+  }
 };
 
 /// Keys that go into attention's weights; see ctorch_step_view.
@@ -48,10 +62,18 @@ struct StepOperation {
   StepView near, far;
   // What counts from the last `period`-th token of the cache `clock`; all that is done only after every `due`-th one of another.
   int64_t clock = -1, period = 0, due_clock = -1, due = 0;
+  // Over the past, which `past` is the number of; see step_past.hpp.
+  size_t past = 0;
+  int64_t channels = 0, group = 0, stride = 0;
+  // A product: how many x it takes, one behind the other; whether the weight begins with row `position` of `table_rows`.
+  int64_t vectors = 1, table_rows = 0;
+  bool moves = false;
   bool is_folded = false, is_read = false; // a norm: some product computes it on the way; someone else reads it
   int64_t needs = 0; // how many operations from the first on have to be done before this one; see `StepSchedule`
 
   static constexpr int64_t waves_at_once = 32;
+  /// Channels of a piece, and the pieces that scores of keys are cut into.
+  static constexpr int64_t channels_at_once = 64, score_pieces = 8;
   /// Rows of a matrix that are one piece of work: some 64 KiB of weights.
   int64_t rows_at_once() const { return std::max<int64_t>(16, 16384 / std::max<int64_t>(columns, 1) / 16 * 16); }
   int64_t pieces_of_head() const { return (rows + rows_at_once() - 1) / rows_at_once(); }
@@ -61,18 +83,26 @@ struct StepOperation {
     case StepKind::causal_linear:
     case StepKind::adaptive_momentum:
     case StepKind::expand:
-    case StepKind::attend: return rows;
+    case StepKind::attend:
+    case StepKind::average: return rows;
+    case StepKind::taps:
+    case StepKind::moving_average:
+    case StepKind::cell: return blocks();
+    case StepKind::score: return score_pieces;
+    case StepKind::sum: return rows * blocks();
     case StepKind::waves: return (columns + waves_at_once - 1) / waves_at_once;
     default: return is_folded && !is_read ? 0 : 1;
     }
   }
+  /// Pieces of `channels_at_once`.
+  int64_t blocks() const { return (columns + channels_at_once - 1) / channels_at_once; }
+  bool reads_z() const { return kind == StepKind::combine || kind == StepKind::gate; }
   std::vector<int64_t> reads() const {
     return {x, residual, k, v, near.q, near.distance_q, far.q, far.distance_q, of_cache(near.cache), of_cache(near.distances),
-            of_cache(far.cache), of_cache(far.distances), kind == StepKind::combine || kind == StepKind::gate ? z : -1};
+            of_cache(far.cache), of_cache(far.distances), reads_z() ? z : -1};
   }
   std::vector<int64_t> writes() const {
-    const bool has_sums = kind == StepKind::causal_linear || kind == StepKind::adaptive_momentum || kind == StepKind::mix;
-    return {y, s, p, u, begun, has_sums ? z : -1, k >= 0 ? of_cache(near.cache) : -1};
+    return {y, s, p, u, begun, reads_z() ? -1 : z, k >= 0 ? of_cache(near.cache) : -1};
   }
 
 private:
@@ -114,6 +144,7 @@ private:
 struct StepList {
   std::vector<StepOperation> operations;
   std::vector<StepCache> caches;
+  std::vector<StepPast> pasts;
   std::vector<at::Tensor> weights; // which the operations point into
   at::Tensor memory = at::zeros({0}, at::kFloat);
   int64_t due_clock = -1, due = 0; // of what is appended next
@@ -135,13 +166,19 @@ struct StepList {
     return t.const_data_ptr<T>();
   }
 
+  /// The number of what is kept for an operation.
+  size_t hold(StepPast past) {
+    pasts.push_back(std::move(past));
+    return pasts.size() - 1;
+  }
+
   /// Adds an operation. A product takes over the norm of its x, if that is what x is.
   void append(StepOperation operation) {
     operation.due_clock = due_clock, operation.due = due;
     for (auto &earlier : operations) {
       const auto read = operation.reads();
       if (earlier.kind != StepKind::norm || std::count(read.begin(), read.end(), earlier.y) == 0) continue;
-      if (operation.kind == StepKind::linear && operation.heads == 1 && operation.x == earlier.y) {
+      if (operation.kind == StepKind::linear && operation.heads * operation.vectors == 1 && operation.x == earlier.y) {
         operation.norm = earlier.norm, operation.x = earlier.x;
         earlier.is_folded = true;
       } else {

@@ -53,22 +53,26 @@ INLINE void four_products(int64_t columns, const float *rows, const float *x, fl
   for (int i = 0; i < 4; ++i) to[i] = sum_of<float>(sums[i]);
 }
 
+/// With several x, some rows go through all of them while they are in the cache.
 inline void step_linear(const StepOperation &o, float *memory, const float *x, int64_t piece) {
   const int64_t head = piece / o.pieces_of_head(), first = piece % o.pieces_of_head() * o.rows_at_once();
   const int64_t last = std::min(o.rows, first + o.rows_at_once());
   memory += head * o.rows, x += head * o.columns; // y and the addend are as many rows further
   for (int64_t row = first; row < last; row += width<float>) {
     const int64_t n = std::min<int64_t>(width<float>, last - row);
-    alignas(64) float sums[width<float>] = {};
     const float *weight = o.weight + row * o.columns;
-    int64_t r = 0;
-    for (; r + 4 <= n; r += 4) four_products(o.columns, weight + r * o.columns, x, sums + r);
-    for (; r < n; ++r) sums[r] = row_product(o.columns, weight + r * o.columns, x);
-    Floats sum = load<float>(sums);
-    if (o.bias) sum += load_first<float>(o.bias + row, n);
-    sum = activated(o.choice, sum);
-    if (o.residual >= 0) sum += load_first<float>(memory + o.residual + row, n);
-    store_first<float>(memory + o.y + row, sum, n);
+    for (int64_t i = 0; i < o.vectors; ++i) {
+      const float *own = x + i * o.columns;
+      alignas(64) float sums[width<float>] = {};
+      int64_t r = 0;
+      for (; r + 4 <= n; r += 4) four_products(o.columns, weight + r * o.columns, own, sums + r);
+      for (; r < n; ++r) sums[r] = row_product(o.columns, weight + r * o.columns, own);
+      Floats sum = load<float>(sums);
+      if (o.bias) sum += load_first<float>(o.bias + row, n);
+      sum = activated(o.choice, sum);
+      if (o.residual >= 0) sum += load_first<float>(memory + o.residual + row, n);
+      store_first<float>(memory + o.y + i * o.rows + row, sum, n);
+    }
   }
 }
 
@@ -88,7 +92,7 @@ inline void step_norm(const StepNorm &norm, int64_t count, const float *x, float
     });
     unit = largest_of<float>(largest);
   }
-  if (norm.kind == CTORCH_STEP_LAYER_NORM) {
+  if (norm.is_centered()) {
     for_each_vector([&](int64_t c, int64_t m) { sum += load_first<float>(x + c, m); });
     mean = sum_of<float>(sum) / n;
   }
@@ -97,8 +101,7 @@ inline void step_norm(const StepNorm &norm, int64_t count, const float *x, float
     store_first<float>(above, (load_first<float>(x + c, m) - mean) * (1 / unit), m); // zeros beyond the end stay zeros
     squares += load<float>(above) * load<float>(above);
   });
-  const float variance = sum_of<float>(squares) / n;
-  const float scale = is_simple ? 1 / (unit * std::sqrt(variance) + norm.epsilon) : 1 / std::sqrt(variance + norm.epsilon);
+  const float scale = 1 / norm.root(sum_of<float>(squares), n, unit);
   for_each_vector([&](int64_t c, int64_t m) {
     auto part = (load_first<float>(x + c, m) - mean) * scale;
     if (norm.weight) part *= load_first<float>(norm.weight + c, m);
@@ -123,3 +126,6 @@ inline void step(const StepOperation &o, float *memory, StepCache *caches, const
   default: return;
   }
 }
+
+#include "step_past.kernels.hpp"
+#include "step_recurrence.kernels.hpp"

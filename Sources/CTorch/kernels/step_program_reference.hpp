@@ -3,7 +3,6 @@
 
 #include "step_attention_reference.hpp"
 #include "step_program.hpp"
-#include "CTorch.h"
 
 namespace ctorch::reference {
 namespace {
@@ -25,14 +24,13 @@ float activated(int32_t activation, float x) {
 
 void step_norm(const StepNorm &norm, int64_t count, const float *x, float *y) {
   const float n = static_cast<float>(count);
-  const bool is_simple = norm.kind == CTORCH_STEP_SIMPLE_RMS_NORM;
   float mean = 0, squares = 0, unit = 1;
-  if (is_simple)
+  if (norm.kind == CTORCH_STEP_SIMPLE_RMS_NORM)
     for (int64_t c = 0; c < count; ++c) unit = std::max(unit, std::abs(x[c]));
-  if (norm.kind == CTORCH_STEP_LAYER_NORM)
+  if (norm.is_centered())
     for (int64_t c = 0; c < count; ++c) mean += x[c] / n;
-  for (int64_t c = 0; c < count; ++c) squares += (x[c] - mean) / unit * ((x[c] - mean) / unit) / n;
-  const float root = is_simple ? unit * std::sqrt(squares) + norm.epsilon : std::sqrt(squares + norm.epsilon);
+  for (int64_t c = 0; c < count; ++c) squares += (x[c] - mean) / unit * ((x[c] - mean) / unit);
+  const float root = norm.root(squares, n, unit);
   for (int64_t c = 0; c < count; ++c)
     y[c] = (x[c] - mean) / root * (norm.weight ? norm.weight[c] : 1) + (norm.bias ? norm.bias[c] : 0);
 }
@@ -40,11 +38,12 @@ void step_norm(const StepNorm &norm, int64_t count, const float *x, float *y) {
 void linear(const StepOperation &o, float *memory, const float *x, int64_t piece) {
   const int64_t head = piece / o.pieces_of_head(), first = piece % o.pieces_of_head() * o.rows_at_once();
   memory += head * o.rows, x += head * o.columns;
-  for (int64_t r = first; r < std::min(o.rows, first + o.rows_at_once()); ++r) {
-    float sum = o.bias ? o.bias[r] : 0;
-    for (int64_t c = 0; c < o.columns; ++c) sum += o.weight[r * o.columns + c] * x[c];
-    memory[o.y + r] = activated(o.choice, sum) + (o.residual < 0 ? 0 : memory[o.residual + r]);
-  }
+  for (int64_t i = 0; i < o.vectors; ++i)
+    for (int64_t r = first; r < std::min(o.rows, first + o.rows_at_once()); ++r) {
+      float sum = o.bias ? o.bias[r] : 0;
+      for (int64_t c = 0; c < o.columns; ++c) sum += o.weight[r * o.columns + c] * x[i * o.columns + c];
+      memory[o.y + i * o.rows + r] = activated(o.choice, sum) + (o.residual < 0 ? 0 : memory[o.residual + r]);
+    }
 }
 
 void step(const StepOperation &o, float *memory, StepCache *caches, const float *x, int64_t piece) {
