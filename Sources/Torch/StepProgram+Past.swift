@@ -176,7 +176,7 @@ extension StepProgram {
     ///
     /// - Parameters:
     ///   - x: what the gates get from the input, gate after gate as in
-    ///     ``localRecurrence(_:_:inputWeight:hiddenWeight:inputBias:hiddenBias:window:)``.
+    ///     ``localRecurrence(_:_:inputWeight:hiddenWeight:inputBias:hiddenBias:window:keptBytes:)``.
     ///   - products: `[window - 1, x.count]`, what they get from the h of `state`.
     ///   - bias: `[x.count]`, what they get from a zero vector.
     ///   - state: h and, of an LSTM, c after 1, 2, … tokens, `[window - 1, y.count]`, which it changes.

@@ -69,12 +69,13 @@ private:
       return std::any_of(a.begin(), a.end(),
                          [&](int64_t place) { return place != -1 && std::count(b.begin(), b.end(), place) > 0; });
     };
-    for (size_t i = 0; i < operations.size(); ++i)
-      for (size_t j = 0; j < i; ++j) {
-        const auto &earlier = operations[j], &later = operations[i];
-        const bool waits = meet(earlier.writes(), later.reads()) || meet(earlier.writes(), later.writes()) ||
-                           meet(earlier.reads(), later.writes());
-        if (waits) operations[i].needs = static_cast<int64_t>(j) + 1;
+    std::vector<std::vector<int64_t>> reads, writes;
+    for (const auto &operation : operations) reads.push_back(operation.reads()), writes.push_back(operation.writes());
+    for (size_t later = 0; later < operations.size(); ++later)
+      for (size_t earlier = later; earlier > 0 && operations[later].needs < static_cast<int64_t>(earlier); --earlier) {
+        const auto &read = reads[earlier - 1], &written = writes[earlier - 1];
+        if (meet(written, reads[later]) || meet(written, writes[later]) || meet(read, writes[later]))
+          operations[later].needs = static_cast<int64_t>(earlier);
       }
     schedule = StepSchedule(operations, at::get_num_threads());
   }

@@ -175,8 +175,8 @@ struct StepList {
   /// Adds an operation. A product takes over the norm of its x, if that is what x is.
   void append(StepOperation operation) {
     operation.due_clock = due_clock, operation.due = due;
+    const auto read = operation.reads();
     for (auto &earlier : operations) {
-      const auto read = operation.reads();
       if (earlier.kind != StepKind::norm || std::count(read.begin(), read.end(), earlier.y) == 0) continue;
       if (operation.kind == StepKind::linear && operation.heads * operation.vectors == 1 && operation.x == earlier.y) {
         operation.norm = earlier.norm, operation.x = earlier.x;
