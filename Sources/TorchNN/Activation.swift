@@ -9,15 +9,10 @@ public enum Activation: String, NamedChoice {
     /// Element by element, any shape.
     public func callAsFunction(_ x: Tensor) -> Tensor {
         switch self {
-        case .identity: x
-        case .relu: x.relu()
-        case .gelu: x.gelu()
-        case .geluTanh: x.gelu(approximate: true)
-        case .silu: x.silu()
         case .tanh: x.tanh()
-        case .sigmoid: x.sigmoid()
         case .elu: x.elu()
         case .softplus: x.softplus()
+        case .identity, .relu, .gelu, .geluTanh, .silu, .sigmoid: nonlinearity?(x) ?? x
         }
     }
 
