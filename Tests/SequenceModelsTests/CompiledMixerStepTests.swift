@@ -110,24 +110,14 @@ import TorchNN
     }
 
     @Test(arguments: cases) func givesTheSameBitsOnAnyThreads(_ setting: Case) throws {
-        final class Results: @unchecked Sendable { var logits: [[Float]] = [] }
         // Wide enough that layers are cut into pieces.
-        let runs = [1, 2, 4].map { count in
-            let (results, done) = (Results(), DispatchSemaphore(value: 0))
-            Thread.detachNewThread {
-                TorchRuntime.threadCount = count
-                withNoGrad {
-                    guard let model = try? self.model(setting, modelDim: 144) else { return }
-                    var step = (try? model.initialState()).flatMap(model.compiledStep)
-                    for token in Self.tokens(30) { results.logits.append(step?(token) ?? []) }
-                }
-                done.signal()
-            }
-            done.wait()
-            return results.logits
+        let runs = resultsOnThreads { () -> [[Float]] in
+            guard let model = try? model(setting, modelDim: 144) else { return [] }
+            var step = (try? model.initialState()).flatMap(model.compiledStep)
+            return Self.tokens(30).map { step?($0) ?? [] }
         }
         #expect(runs[0].count == 30 && runs[0].allSatisfy { $0.count == 11 })
-        #expect(runs[1] == runs[0] && runs[2] == runs[0])
+        #expect(runs.count == 3 && runs[1] == runs[0] && runs[2] == runs[0])
     }
 
     @Test(arguments: [#""name": "aft", "form": "local""#, #""name": "gmlp""#, #""name": "mega", "chunk": 0"#])

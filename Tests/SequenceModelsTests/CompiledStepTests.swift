@@ -87,27 +87,16 @@ import TorchNN
     @Test(arguments: ["linear", "momentum", "softmax"] + Self.looking) func givesTheSameBitsOnAnyThreads(
         _ mixer: String
     ) throws {
-        final class Results: @unchecked Sendable { var logits: [[Float]] = [] }
         // Wide enough that layers are cut into pieces; so often that workers meet in many ways.
-        let runs = [1, 2, 4].map { count in
-            let (results, done) = (Results(), DispatchSemaphore(value: 0))
-            // The number of threads belongs to the thread that computes.
-            Thread.detachNewThread {
-                TorchRuntime.threadCount = count
-                withNoGrad {
-                    guard let model = try? self.model(Case(mixer: mixer), modelDim: 192) else { return }
-                    for _ in 0..<10 {
-                        var step = (try? model.initialState()).flatMap(model.compiledStep)
-                        for token in 0..<40 { results.logits.append(step?(token % 11) ?? []) }
-                    }
-                }
-                done.signal()
+        let runs = resultsOnThreads { () -> [[Float]] in
+            guard let model = try? model(Case(mixer: mixer), modelDim: 192) else { return [] }
+            return (0..<10).flatMap { _ in
+                var step = (try? model.initialState()).flatMap(model.compiledStep)
+                return (0..<40).map { step?($0 % 11) ?? [] }
             }
-            done.wait()
-            return results.logits
         }
         #expect(runs[0].count == 400 && runs[0].allSatisfy { $0.count == 11 })
-        #expect(runs[1] == runs[0] && runs[2] == runs[0])
+        #expect(runs.count == 3 && runs[1] == runs[0] && runs[2] == runs[0])
     }
 
     @Test(arguments: ["momentum", "softmax"] + Self.looking) func copiesGoOnAlone(_ mixer: String) throws {
