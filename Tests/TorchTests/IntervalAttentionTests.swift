@@ -60,12 +60,8 @@ import Torch
         }
 
         func inputs() -> [Tensor] {
-            let sizes = [(queries, features), (keys, features), (keys, valueDim)]
-            return sizes.enumerated().map { seed, size in
-                Tensor.randomNormal(
-                    [2, heads, size.0, size.1], using: RandomGenerator(seed: UInt64(seed + queries)), dtype: .float64)
-            } + [pattern.intervals(queries, keys, heads: heads)]
-                + (masked ? [Tensor.random(in: 0..<3, [2, keys], using: RandomGenerator(seed: 3)) .> 0] : [])
+            attentionInputs(queries: queries, keys: keys, heads: heads, features: features, valueDim: valueDim)
+                + [pattern.intervals(queries, keys, heads: heads)] + (masked ? [someKeys(keys)] : [])
         }
 
         var scale: Double { 1 / Double(features).squareRoot() }

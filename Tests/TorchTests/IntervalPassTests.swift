@@ -31,11 +31,8 @@ import Testing
         var scale: Double { 1 / Double(features).squareRoot() }
 
         func inputs() -> [Tensor] {
-            let sizes = [(queries, features), (keys, features), (keys, valueDim)]
-            return sizes.enumerated().map { seed, size in
-                Tensor.randomNormal(
-                    [2, heads, size.0, size.1], using: RandomGenerator(seed: UInt64(seed + queries)), dtype: .float64)
-            } + (masked ? [Tensor.random(in: 0..<3, [2, keys], using: RandomGenerator(seed: 3)) .> 0] : [])
+            attentionInputs(queries: queries, keys: keys, heads: heads, features: features, valueDim: valueDim)
+                + (masked ? [someKeys(keys)] : [])
         }
 
         func callAsFunction(_ x: [Tensor]) -> [Tensor] {

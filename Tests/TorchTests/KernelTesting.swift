@@ -41,6 +41,17 @@ func expectKernel(
     }
 }
 
+/// q, k and v of two sequences, `[2, heads, queries or keys, channels]`.
+func attentionInputs(queries: Int, keys: Int, heads: Int, features: Int, valueDim: Int) -> [Tensor] {
+    [(queries, features), (keys, features), (keys, valueDim)].enumerated().map { seed, size in
+        .randomNormal(
+            [2, heads, size.0, size.1], using: RandomGenerator(seed: UInt64(seed + queries)), dtype: .float64)
+    }
+}
+
+/// Which keys of two sequences count.
+func someKeys(_ keys: Int) -> Tensor { Tensor.random(in: 0..<3, [2, keys], using: RandomGenerator(seed: 3)) .> 0 }
+
 /// The same numbers, bit for bit, with 1, 2 and 4 threads.
 func expectSameBitsOnAnyThreads(
     _ inputs: [Tensor], sourceLocation: SourceLocation = #_sourceLocation, _ body: @escaping ([Tensor]) -> [Tensor]
