@@ -152,6 +152,9 @@ struct CombinerGrid: CombinerForm {
                 memory.closed[part] = term.first(row + full)
             }
             close(grid.mapped { $0.sliced(2, 0..<full) }, &memory)
+            if keepsLastRow {
+                memory.lastRow = all.sliced((full - 1) * columns..<full * columns).mapped { $0.cloned() }
+            }
         }
         let rest = full * columns..<all.count
         memory.open = rest.isEmpty ? nil : all.sliced(rest).mapped { $0.cloned() }
@@ -176,9 +179,12 @@ struct CombinerGrid: CombinerForm {
             memory.closed[part] = term(part, grid).after(memory.closed[part])
         }
         close(grid, &memory)
+        if keepsLastRow { memory.lastRow = open }
         memory.open = nil
         return out
     }
+
+    private var keepsLastRow: Bool { parts.contains(.right) || parts.contains(.rows) }
 
     /// After full rows, whose other parts are in the memory already: the spans above the next row.
     private func close(_ rows: CombinerTokens, _ memory: inout CombinerMemory) {

@@ -1,4 +1,5 @@
-// Step programs of the Combiner with fixed and with log-sparse spans: see StepCompiling.swift.
+// Step programs of the Combiner with fixed and with log-sparse spans: see StepCompiling.swift. Those of grids are in
+// Combiner+GridStep.swift.
 import Torch
 import TorchNN
 
@@ -7,64 +8,90 @@ extension CombinerCore: StepCompilingCore {
         _ q: StepProgram.Vector, _ k: StepProgram.Vector, _ v: StepProgram.Vector, heads: Int, state: CombinerState,
         to y: StepProgram.Vector, into program: StepProgram
     ) -> Bool {
-        guard q.count == v.count, state.groups.count == 1, let memory = state.groups[0].first, memory.isWhole else {
-            return false
-        }
-        let token = CombinerStep(q: q, k: k, v: v, y: y, heads: heads, pooling: pooling, program: program)
+        compileStep(q, k, v, x: nil, heads: heads, state: state, to: y, into: program)
+    }
+
+    /// - Parameter x: the layer's input, for row keys made from it.
+    func compileStep(
+        _ q: StepProgram.Vector, _ k: StepProgram.Vector, _ v: StepProgram.Vector, x: StepProgram.Vector?, heads: Int,
+        state: CombinerState, to y: StepProgram.Vector, into program: StepProgram
+    ) -> Bool {
+        guard isCausal, q.count == v.count, (rowKey == nil) == (x == nil), state.groups.count == 1,
+            state.groups[0].allSatisfy(\.isWhole)
+        else { return false }
+        let token = CombinerStep(q: q, k: k, v: v, x: x, heads: heads, pooling: pooling, program: program)
+        let memories = state.groups[0]
         switch pattern {
-        case .fixed(let span, false): token.compileFixed(span: span, memory)
-        case .logsparse: token.compileLogsparse(memory)
-        default: return false
+        case .fixed(let span, _): token.compileFixed(span: span, memories[0], to: y)
+        case .logsparse: token.compileLogsparse(memories[0], to: y)
+        default:
+            let outputs = zip(forms, memories).compactMap { form, memory in
+                (form as? CombinerGrid).map { token.compile($0, memory) }
+            }
+            let share = 1 / Double(outputs.count)
+            program.appendCombination(
+                share, outputs[0], outputs.count > 1 ? share : 0, outputs[outputs.count - 1], to: y)
         }
         return true
     }
 }
 
+extension CombinerLayer: StepCompiling {
+    public func compileStep(
+        _ x: StepProgram.Vector, adding addend: StepProgram.Vector?, state: any StreamingState,
+        into program: StepProgram
+    ) -> StepProgram.Vector? {
+        guard let state = state as? CombinerLayerState, state.batch == 1, !usesReference else { return nil }
+        let parts = [query, key, value].map { program.product($0, x) }
+        let mixed = program.vector(count: value.outputs)
+        guard
+            core.compileStep(
+                parts[0], parts[1], parts[2], x: core.rowKey == nil ? nil : x, heads: heads, state: state.core,
+                to: mixed, into: program)
+        else { return nil }
+        return program.product(output, mixed, adding: addend)
+    }
+}
+
 extension CombinerMemory {
-    /// Whether no token is padded.
+    /// Whether no token is padded that later ones look at by itself.
     fileprivate var isWhole: Bool {
-        let marks = [open?.real, closed[.spans]?.summaries.present] + blocks.map(\.tokens.real)
-        return marks.allSatisfy { $0?.all().flattened().scalars() != [false] }
+        let closed = [CombinerGrid.Part.spans, .column, .rows].map { self.closed[$0]?.summaries.present }
+        return ([open?.real] + closed + blocks.map(\.tokens.real)).allSatisfy {
+            $0?.all().flattened().scalars() != [false]
+        }
     }
 }
 
 /// One token of Combiner attention, to be written down.
-private struct CombinerStep {
-    let q, k, v, y: StepProgram.Vector
+struct CombinerStep {
+    let q, k, v: StepProgram.Vector
+    let x: StepProgram.Vector?
     let heads: Int
     let pooling: CombinerPooling
     let program: StepProgram
 
-    var scale: Double { 1 / Double(q.count / heads).squareRoot() }
-    private var none: Tensor { .zeros([0, q.count]) }
-
     /// The own span one by one, and a summary of every full one.
-    func compileFixed(span: Int, _ memory: CombinerMemory) {
-        func filled(_ x: Tensor?) -> Tensor { (x.map(tokenRows) ?? none).padded(0, after: span - (x?.size(2) ?? 0)) }
-        let own = program.cache(
-            keys: filled(memory.open?.k), values: filled(memory.open?.v), count: memory.count, room: span)
-        program.setSights([[.block(span)]], of: own)
+    fileprivate func compileFixed(span: Int, _ memory: CombinerMemory, to y: StepProgram.Vector) {
+        let open = memory.open ?? nothing
+        let own = ring(open.k, open.v, count: memory.count, room: span)
+        let pooled = phi(open)
+        let pools = ring(pooled.q, pooled.k, count: memory.count, room: span)
         let known = memory.closed[.spans]?.summaries
         let others = program.cache(
             rows: known.map { tokenRows($0.keys) } ?? none, values: known.map { tokenRows($0.values) } ?? none)
-        program.appendAttention(
-            StepProgram.View(q, own), and: StepProgram.View(q, others), adding: (k, v), heads: heads, scale: scale,
-            to: y)
-
-        let pooledQuery = pooled(q, pooling.query, memory.open?.q, span: span, of: own)
-        let pooledKey = pooled(k, pooling.key, memory.open?.k, span: span, of: own)
-        let share = pooling.summary.pool == .mean ? 1 / Double(span) : 1
+        let ownSpan = program.look(at: [.block(span)], in: own)
+        attend([StepProgram.View(q, ownSpan), StepProgram.View(q, others)], adding: (k, v), to: y)
+        remember(in: pools)
         program.appendPeriodically(span, of: own) {
-            let (keys, values) = (program.vector(count: k.count), program.vector(count: v.count))
-            program.appendAttention(
-                StepProgram.View(pooledQuery, own), adding: nil, heads: heads, scale: scale * share, to: values)
-            program.appendCombination(share, pooledKey, 0, pooledKey, to: keys)
-            program.appendMemory(of: keys, values, to: others)
+            let (key, value) = summary(of: program.look(at: [.block(span)], in: pools), ownSpan)
+            program.appendMemory(of: key, value, to: others)
         }
     }
 
-    /// The blocks of a binary counter, each by its summary, which stands in the row of its last token.
-    func compileLogsparse(_ memory: CombinerMemory) {
+    /// The blocks of a binary counter, each by its summary, which stands in the row of its last token. A block of one token
+    /// stands for itself.
+    fileprivate func compileLogsparse(_ memory: CombinerMemory, to y: StepProgram.Vector) {
         let blocks = memory.blocks
         func lastRows(_ row: (CombinerLogsparse.Block) -> Tensor) -> Tensor {
             concatenate(
@@ -77,46 +104,45 @@ private struct CombinerStep {
         }
         let tokens = program.cache(keys: allRows(\.k), values: allRows(\.v), count: memory.count)
         let pools = program.cache(
-            keys: lastRows { before($0.tokens.q, pooling.query) },
-            values: lastRows { before($0.tokens.k, pooling.key) },
-            count: memory.count)
+            keys: allRows { phi($0).q }, values: allRows { phi($0).k }, count: memory.count)
         let summaries = program.cache(
             keys: lastRows(\.summary.keys), values: lastRows(\.summary.values), count: memory.count)
-        program.setSights([[.lowestDigit]], of: tokens)
-        program.setSights([[.digits]], of: summaries)
-        program.appendAttention(
-            StepProgram.View(q, summaries), adding: (k, v), heads: heads, scale: scale, to: y)
+        let seen = program.look(at: [.digits, .band(count: 1)], in: summaries)
+        attend([StepProgram.View(q, seen)], adding: (k, v), to: y)
+        program.appendReplacement(of: k, v, in: tokens)
+        remember(in: pools)
+        program.appendPeriodically(2, of: tokens) {
+            let (key, value) = summary(
+                of: program.look(at: [.lowestDigit], in: pools), program.look(at: [.lowestDigit], in: tokens))
+            program.appendReplacement(of: key, value, in: summaries)
+        }
+    }
 
+    // MARK: Attention and summaries
+
+    func attend(
+        _ views: [StepProgram.View], adding own: (StepProgram.Vector, StepProgram.Vector)? = nil,
+        to y: StepProgram.Vector
+    ) {
+        program.appendAttention(
+            views, adding: own, heads: heads, scale: 1 / Double(q.count / heads).squareRoot(), to: y)
+    }
+
+    /// k̄ and v̄ of some tokens, which `pools` sees as φ(q) and φ(k), and `tokens` as k and v.
+    func summary(of pools: StepProgram.Look, _ tokens: StepProgram.Look) -> (StepProgram.Vector, StepProgram.Vector) {
         let (query, key) = (program.vector(count: q.count), program.vector(count: k.count))
-        program.appendDigitPool(
-            pooling.summary.inStepProgram, activated(q, pooling.query), activated(k, pooling.key), raw: k, in: pools,
-            to: (query, key))
-        let values = program.vector(count: v.count)
-        program.appendAttention(
-            StepProgram.View(query, tokens), adding: (k, v), heads: heads, scale: scale, to: values)
-        program.appendReplacement(of: key, values, in: summaries)
+        program.appendPool(pooling.summary.inStepProgram, of: pools, to: (query, key))
+        let value = program.vector(count: v.count)
+        attend([StepProgram.View(query, tokens)], to: value)
+        return (key, value)
     }
 
-    // MARK: Pools
-
-    /// The largest, or the sum, of φ(x) over the open span, of which `open` `[1, heads, tokens, headDim]` is there already.
-    private func pooled(
-        _ x: StepProgram.Vector, _ weight: Parameter?, _ open: Tensor?, span: Int, of own: StepProgram.Cache
-    ) -> StepProgram.Vector {
-        let pooled = open.map { program.vector(before($0, weight)) } ?? program.vector(count: x.count)
-        program.appendPool(
-            activated(x, weight), largest: pooling.summary.pool == .max, period: span, of: own, to: pooled)
-        return pooled
+    /// Puts φ(q) and φ(k) into their cache.
+    func remember(in pools: StepProgram.Cache) {
+        program.appendReplacement(of: phi(q, pooling.query), phi(k, pooling.key), in: pools)
     }
 
-    /// The largest, or the sum, of φ(x) over tokens `[1, heads, tokens, headDim]`.
-    private func before(_ x: Tensor, _ weight: Parameter?) -> Tensor {
-        let phi = pooling.activated(x, weight).detached()
-        return (pooling.summary.pool == .max ? phi.maximum(2) : phi.sum(2)).contiguous()
-    }
-
-    /// φ(x)
-    private func activated(_ x: StepProgram.Vector, _ weight: Parameter?) -> StepProgram.Vector {
+    private func phi(_ x: StepProgram.Vector, _ weight: Parameter?) -> StepProgram.Vector {
         guard pooling.summary.activation != .identity else { return x }
         let phi = program.vector(count: x.count)
         if let weight {
@@ -126,6 +152,35 @@ private struct CombinerStep {
             program.appendGate(.relu, x, program.vector(.ones([x.count])), to: phi)
         }
         return phi
+    }
+
+    // MARK: What there was
+
+    private var none: Tensor { .zeros([0, q.count]) }
+
+    /// No token.
+    var nothing: CombinerTokens {
+        let none = Tensor.zeros([1, heads, 0, q.count / heads])
+        return CombinerTokens(q: none, k: none, v: none, x: x.map { .zeros([1, 1, 0, $0.count]) })
+    }
+
+    /// φ(q) and φ(k)
+    func phi(_ tokens: CombinerTokens) -> (q: Tensor, k: Tensor) {
+        (pooling.activated(tokens.q, pooling.query).detached(), pooling.activated(tokens.k, pooling.key).detached())
+    }
+
+    /// A cache of the last `room` of `count` tokens, of which the last `[1, heads, tokens, ·]` are known.
+    func ring(_ keys: Tensor, _ values: Tensor?, count: Int, room: Int) -> StepProgram.Cache {
+        func laidOut(_ x: Tensor) -> Tensor {
+            let rows = tokenRows(x)
+            // The last position in each place of the ring; the zeros behind the rows where it is not known.
+            let places = (0..<min(count, room)).map { place in
+                let known = rows.size(0) - 1 - (count - 1 - place) % room
+                return known < 0 ? rows.size(0) : known
+            }
+            return rows.padded(0, after: 1).indexed(0, Tensor(places, shape: [places.count]))
+        }
+        return program.cache(keys: laidOut(keys), values: values.map(laidOut), count: count, room: room)
     }
 }
 

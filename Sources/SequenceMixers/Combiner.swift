@@ -253,6 +253,8 @@ struct CombinerMemory {
     var count = 0
     /// The tokens of the row that is not full yet.
     var open: CombinerTokens?
+    /// Where something is seen of rows as wholes, the tokens of the last full one: step programs begin with it.
+    var lastRow: CombinerTokens?
     /// Of the full rows, what later queries look at.
     var closed: [CombinerGrid.Part: CombinerTerm] = [:]
     /// The queries of the full rows `[batch, heads, columns, rows, headDim]`, where columns are spans.
@@ -267,6 +269,7 @@ struct CombinerMemory {
             for (key, tensor) in found { tensors["\(name).\(key)"] = tensor }
         }
         if let open { add("open", open.tensors) }
+        if let lastRow { add("last-row", lastRow.tensors) }
         for (part, term) in closed { add(part.rawValue, term.tensors) }
         for (index, block) in blocks.enumerated() {
             add("block\(index)", block.tokens.tensors)
@@ -278,7 +281,8 @@ struct CombinerMemory {
     func sequence(_ index: Int) -> CombinerMemory {
         let own = { (x: Tensor) in x.sliced(0, index..<index + 1) }
         return CombinerMemory(
-            count: count, open: open?.mapped(own), closed: closed.mapValues { $0.mapped(own) },
+            count: count, open: open?.mapped(own), lastRow: lastRow?.mapped(own),
+            closed: closed.mapValues { $0.mapped(own) },
             queries: queries.map(own),
             blocks: blocks.map {
                 CombinerLogsparse.Block(tokens: $0.tokens.mapped(own), summary: $0.summary.mapped(own))

@@ -157,6 +157,17 @@ public final class RevisitingLinformerCore: Module, StreamingCore {
     }
 }
 
+extension RevisitingLinformerCore: StepCompilingCore {
+    public func compileStep(
+        _ q: StepProgram.Vector, _ k: StepProgram.Vector, _ v: StepProgram.Vector, heads: Int,
+        state: RevisitingLinformerState, to y: StepProgram.Vector, into program: StepProgram
+    ) -> Bool {
+        program.appendWeightedMeans(
+            q, k, v, heads: heads, state: (program.vector(state.means), program.vector(state.logSums)), to: y)
+        return true
+    }
+}
+
 /// What the causal form remembers: by features, the values' mean weighted with exp(k_j), and log Σ exp(k_j).
 public struct RevisitingLinformerState: StreamingState {
     var logSums: Tensor  // [batch, heads, headDim]

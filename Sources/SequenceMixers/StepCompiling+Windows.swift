@@ -10,9 +10,9 @@ extension SparseCore: StepCompilingCore {
         guard q.count == v.count, let sights = pattern.sights, let past = state.compileStep(into: program) else {
             return false
         }
-        program.setSights(sights, of: past)
         program.appendAttention(
-            StepProgram.View(q, past), adding: (k, v), heads: heads, scale: 1 / Double(q.count / heads).squareRoot(),
+            StepProgram.View(q, program.look(at: sights, in: past)), adding: (k, v), heads: heads,
+            scale: 1 / Double(q.count / heads).squareRoot(),
             to: y)
         return true
     }
@@ -31,7 +31,8 @@ extension SparsePattern {
     /// What a query sees of the tokens before, for each choice of heads; nil where that depends on the sequence's end.
     fileprivate var sights: [[StepProgram.Sight]]? {
         guard keptTokens != nil else { return nil }
-        return choices.map { $0.flatMap(\.sights) }
+        // A token always sees itself.
+        return choices.map { [.band(count: 1)] + $0.flatMap(\.sights) }
     }
 }
 
@@ -74,9 +75,9 @@ extension LocalChunkCore: StepCompilingCore {
         guard q.count == v.count, let count = state.wholeCount(chunk, chunksBefore) else { return false }
         let past = program.cache(
             keys: tokenRows(state.keys), values: tokenRows(state.values), count: count, room: window)
-        program.setSights([[.block(chunk, before: chunksBefore)]], of: past)
+        let chunks = program.look(at: [.block(chunk, before: chunksBefore)], in: past)
         program.appendAttention(
-            StepProgram.View(q, past), adding: (k, v), heads: heads, scale: 1 / Double(q.count / heads).squareRoot(),
+            StepProgram.View(q, chunks), adding: (k, v), heads: heads, scale: 1 / Double(q.count / heads).squareRoot(),
             to: y)
         return true
     }

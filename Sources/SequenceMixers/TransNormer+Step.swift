@@ -97,10 +97,10 @@ extension DiagAttention: StepCompiling {
         else { return nil }
         let cache = program.cache(
             keys: tokenRows(state.keys), values: tokenRows(state.values), count: filled, room: block)
-        program.setSights([[.block(block)]], of: cache)
+        let ownBlock = program.look(at: [.block(block)], in: cache)
         let t = program.vector(count: v.count)
         program.appendAttention(
-            StepProgram.View(q, cache), adding: (k, v), heads: heads, scale: 1 / Double(headDim).squareRoot(),
+            StepProgram.View(q, ownBlock), adding: (k, v), heads: heads, scale: 1 / Double(headDim).squareRoot(),
             weights: activation == .softmax ? .softmax : .relu, to: t)
         return compileOutput(t, normalizing: activation == .relu, adding: addend, into: program)
     }

@@ -40,7 +40,7 @@ extension CausalLongShortAttention: StepCompiling {
         }
         let mixed = program.vector(count: dim)
         program.appendAttention(
-            near, and: StepProgram.View(q, long, distances: tables.map { (q: q, table: $0.long) }),
+            near, StepProgram.View(q, long, distances: tables.map { (q: q, table: $0.long) }),
             adding: (nearKey, nearValue), heads: projections.heads, scale: scale, to: mixed)
         compileMixtures(logits, k, v, state, window: window, long: long, table: tables?.long, into: program)
         let y = program.vector(count: dim)

@@ -45,6 +45,24 @@ extension StepProgram {
             state.s.place, state.p.place, state.u.place, state.z.place, state.begun.place, y.place)
     }
 
+    /// A token of features that weigh means of values, head by head: by features f, L_f becomes log(exp L_f + exp k_f) and
+    /// s_f its mean exp(L_f before - L_f) s_f + exp(k_f - L_f) v; y = Σ_f softmax(q)_f s_f. s `[heads, features, values]` and
+    /// L `[heads, features]` are the state, which it changes.
+    public func appendWeightedMeans(
+        _ q: Vector, _ k: Vector, _ v: Vector, heads: Int, state: (s: Vector, logSums: Vector), to y: Vector
+    ) {
+        checkCounts([q, k, state.logSums], in: "StepProgram.appendWeightedMeans")
+        checkCounts([v, y], in: "StepProgram.appendWeightedMeans")
+        let (features, values) = (q.count / max(heads, 1), v.count / max(heads, 1))
+        torchPrecondition(
+            features > 0 && features * heads == q.count && values * heads == v.count
+                && state.s.count == q.count * values, in: "StepProgram.appendWeightedMeans",
+            "expected \(heads) heads and a state to match, got \(q.count), \(v.count) and \(state.s.count) numbers")
+        ctorch_step_weighted_means(
+            program, Int64(heads), Int64(features), Int64(values), q.place, k.place, v.place, state.s.place,
+            state.logSums.place, y.place)
+    }
+
     /// Features of each head, from x and its projection u (of a head, too).
     public enum Features: Sendable, Equatable {
         /// [exp(u - o), exp(-u - o)] with o = `temperature` |x|² / 2 + `offset`.
@@ -96,9 +114,10 @@ extension StepProgram {
     /// `room` of the last, in a ring where position p has row `first` + (p - `first`) mod `room`.
     ///
     /// - Parameters:
-    ///   - keys: of the tokens that there were, with the values `[rows, width]`, as far as they are still there.
+    ///   - keys: of the tokens that there were, with the values `[rows, width]`, as far as they are still there; without
+    ///     values, it has keys only.
     ///   - count: how many tokens there were.
-    public func cache(keys: Tensor, values: Tensor, count: Int, first: Int = 0, room: Int? = nil) -> Cache {
+    public func cache(keys: Tensor, values: Tensor?, count: Int, first: Int = 0, room: Int? = nil) -> Cache {
         newCache(keys, values, count: count, first: first, room: room, takesTokens: true)
     }
 
@@ -137,6 +156,18 @@ extension StepProgram {
         case digits
         /// j is in the block that ends with i, as long as the lowest binary digit of i + 1.
         case lowestDigit
+        /// With positions in rows of so many columns: j is in the row above i's, in one of the columns.
+        case rowAbove(columns: Int, RowPart = .all)
+        /// j is in i's column, but not in the first row; nothing where i is in one of the last columns `except`.
+        case columnBelowFirst(columns: Int, exceptLast: Int = 0)
+        /// j is in an earlier row, in the column left of i's.
+        case columnLeft(columns: Int)
+
+        /// Columns of another row.
+        public enum RowPart: Sendable {
+            /// All of them; i's; those left and right of it; those right of it.
+            case all, own, others, right
+        }
 
         fileprivate var parts: (kind: Int, size: Int, count: Int) {
             switch self {
@@ -146,20 +177,49 @@ extension StepProgram {
             case .token(let position): (CTORCH_STEP_TOKEN, position, 0)
             case .digits: (CTORCH_STEP_DIGITS, 0, 0)
             case .lowestDigit: (CTORCH_STEP_LOWEST_DIGIT, 0, 0)
+            case .rowAbove(let columns, .all): (CTORCH_STEP_ROW_ABOVE, columns, 0)
+            case .rowAbove(let columns, .own): (CTORCH_STEP_OWN_ABOVE, columns, 0)
+            case .rowAbove(let columns, .others): (CTORCH_STEP_OTHERS_ABOVE, columns, 0)
+            case .rowAbove(let columns, .right): (CTORCH_STEP_RIGHT_ABOVE, columns, 0)
+            case .columnBelowFirst(let columns, let count): (CTORCH_STEP_COLUMN_BELOW_FIRST, columns, count)
+            case .columnLeft(let columns): (CTORCH_STEP_COLUMN_LEFT, columns, 0)
             }
         }
     }
 
-    /// Lets queries see the union of some positions, and their own, instead of all rows: head h that of choice h mod their
-    /// number. All of them must still be in the cache.
-    public func setSights(_ choices: [[Sight]], of cache: Cache) {
+    /// A cache, and which rows of it a query sees.
+    public struct Look: Sendable {
+        public let cache: Cache
+        fileprivate let index: ctorch_step_look
+
+        /// At all rows.
+        public init(_ cache: Cache) {
+            self.cache = cache
+            index = -1
+        }
+
+        fileprivate init(_ cache: Cache, _ index: ctorch_step_look) {
+            self.cache = cache
+            self.index = index
+        }
+    }
+
+    /// The look at the union of some positions, for head h that of choice h mod their number. All of them must still be in
+    /// the cache, which takes tokens.
+    public func look(at choices: [Sight]..., in cache: Cache) -> Look { look(at: choices, in: cache) }
+
+    /// The same, with a list of choices.
+    public func look(at choices: [[Sight]], in cache: Cache) -> Look {
+        torchPrecondition(!choices.isEmpty, in: "StepProgram.look", "expected something to look at")
+        let look = ctorch_step_new_look(program, cache.index)
         for (choice, sights) in choices.enumerated() {
             for sight in sights {
                 let parts = sight.parts
                 ctorch_step_see(
-                    program, cache.index, Int64(choice), Int32(parts.kind), Int64(parts.size), Int64(parts.count))
+                    program, cache.index, look, Int64(choice), Int32(parts.kind), Int64(parts.size), Int64(parts.count))
             }
         }
+        return Look(cache, look)
     }
 
     // MARK: Attention
@@ -168,18 +228,23 @@ extension StepProgram {
     /// row n of a table, for the key that has n younger ones.
     public struct View: Sendable {
         public var q: Vector
-        public var cache: Cache
+        public var look: Look
         public var distances: (q: Vector, table: Cache)?
 
-        public init(_ q: Vector, _ cache: Cache, distances: (q: Vector, table: Cache)? = nil) {
+        public init(_ q: Vector, _ look: Look, distances: (q: Vector, table: Cache)? = nil) {
             self.q = q
-            self.cache = cache
+            self.look = look
             self.distances = distances
+        }
+
+        /// Of all rows of a cache.
+        public init(_ q: Vector, _ cache: Cache, distances: (q: Vector, table: Cache)? = nil) {
+            self.init(q, Look(cache), distances: distances)
         }
 
         fileprivate var parts: ctorch_step_view {
             ctorch_step_view(
-                cache: cache.index, distances: distances?.table.index ?? -1, q: q.place,
+                cache: look.cache.index, look: look.index, distances: distances?.table.index ?? -1, q: q.place,
                 distance_q: distances?.q.place ?? -1)
         }
     }
@@ -189,22 +254,29 @@ extension StepProgram {
         case softmax, relu
     }
 
-    /// A token of attention, Σ weight · value over the keys of `near`, and of `far`. k and v, the token's own, are put into the
-    /// cache of `near` before; without them it has what it has.
+    /// A token of attention, Σ weight · value over the keys of all views, up to four; 0 where they see nothing. k and v, the
+    /// token's own, are put into the cache of the first view before; without them it has what it has.
     public func appendAttention(
-        _ near: View, and far: View? = nil, adding own: (k: Vector, v: Vector)?, heads: Int, scale: Double,
-        weights: Weights = .softmax, to y: Vector
+        _ views: View..., adding own: (k: Vector, v: Vector)?, heads: Int, scale: Double, weights: Weights = .softmax,
+        to y: Vector
     ) {
-        checkCounts([near.q, y] + (far.map { [$0.q] } ?? []), in: "StepProgram.appendAttention")
+        appendAttention(views, adding: own, heads: heads, scale: scale, weights: weights, to: y)
+    }
+
+    /// The same, with a list of views.
+    public func appendAttention(
+        _ views: [View], adding own: (k: Vector, v: Vector)?, heads: Int, scale: Double, weights: Weights = .softmax,
+        to y: Vector
+    ) {
+        checkCounts(views.map(\.q) + [y], in: "StepProgram.appendAttention")
         if let own { checkCounts([own.k, own.v, y], in: "StepProgram.appendAttention") }
         torchPrecondition(
-            heads > 0 && y.count.isMultiple(of: heads) && near.cache.width == y.count
-                && (far?.cache.width ?? y.count) == y.count, in: "StepProgram.appendAttention",
+            heads > 0 && y.count.isMultiple(of: heads) && (1...Int(CTORCH_STEP_MOST_VIEWS)).contains(views.count)
+                && views.allSatisfy { $0.look.cache.width == y.count }, in: "StepProgram.appendAttention",
             "expected heads that divide \(y.count) channels, and caches of that width, got \(heads)")
-        let none = ctorch_step_view(cache: -1, distances: -1, q: -1, distance_q: -1)
         ctorch_step_attend(
-            program, Int64(heads), Int64(y.count / heads), scale, weights.rawValue, near.parts, far?.parts ?? none,
-            own?.k.place ?? -1, own?.v.place ?? -1, y.place)
+            program, Int64(heads), Int64(y.count / heads), scale, weights.rawValue, views.map(\.parts),
+            Int64(views.count), own?.k.place ?? -1, own?.v.place ?? -1, y.place)
     }
 
     /// A token of softmax attention, Σ_j softmax(scale · q · k_j) v_j over itself and the tokens before, whose keys and values
@@ -216,10 +288,16 @@ extension StepProgram {
         appendAttention(View(q, past), adding: (k, v), heads: heads, scale: scale, to: y)
     }
 
-    /// Puts k and v into the present token's row of a cache.
-    public func appendReplacement(of k: Vector, _ v: Vector, in cache: Cache) {
-        checkCounts([k, v], in: "StepProgram.appendReplacement")
-        ctorch_step_replace(program, cache.index, k.place, v.place)
+    /// Puts k and v, or k alone, into the present token's row of a cache.
+    public func appendReplacement(of k: Vector, _ v: Vector?, in cache: Cache) {
+        checkRow(k, v, of: cache, in: "StepProgram.appendReplacement")
+        ctorch_step_replace(program, cache.index, k.place, v?.place ?? -1)
+    }
+
+    private func checkRow(_ k: Vector, _ v: Vector?, of cache: Cache, in operation: String) {
+        torchPrecondition(
+            k.count == cache.width && (v?.count ?? k.count) == k.count, in: operation,
+            "expected rows of \(cache.width) numbers, got \(k.count)")
     }
 
     /// How vectors of several tokens become one.
@@ -227,16 +305,12 @@ extension StepProgram {
         case sum, largest, mean
     }
 
-    /// The pools of q and k over the block that ends with the present token, as long as the lowest binary digit of the number of
-    /// tokens. Of a single token, that of k is `raw`.
-    ///
-    /// - Parameter cache: keeps the sums, or the largest, of q and k over such blocks, with the last token of each.
-    public func appendDigitPool(
-        _ pool: Pool, _ q: Vector, _ k: Vector, raw: Vector, in cache: Cache, to pooled: (q: Vector, k: Vector)
-    ) {
-        checkCounts([q, k, raw, pooled.q, pooled.k], in: "StepProgram.appendDigitPool")
-        ctorch_step_pool_digits(
-            program, pool.rawValue, cache.index, q.place, k.place, raw.place, pooled.q.place, pooled.k.place)
+    /// The pools of the keys and of the values in the rows that a look sees, by its first choice for all channels; 0 where it
+    /// sees nothing.
+    public func appendPool(_ pool: Pool, of look: Look, to pooled: (keys: Vector, values: Vector?)) {
+        checkRow(pooled.keys, pooled.values, of: look.cache, in: "StepProgram.appendPool")
+        ctorch_step_pool(
+            program, pool.rawValue, look.cache.index, look.index, pooled.keys.place, pooled.values?.place ?? -1)
     }
 
     // MARK: Every so many tokens
@@ -251,17 +325,8 @@ extension StepProgram {
 
     /// Adds a row to a cache: k with v, or k alone.
     public func appendMemory(of k: Vector, _ v: Vector?, to cache: Cache) {
-        torchPrecondition(
-            k.count == cache.width && (v?.count ?? k.count) == k.count, in: "StepProgram.appendMemory",
-            "expected rows of \(cache.width) numbers, got \(k.count)")
+        checkRow(k, v, of: cache, in: "StepProgram.appendMemory")
         ctorch_step_remember(program, cache.index, k.place, v?.place ?? -1)
-    }
-
-    /// y = the largest of x, or its sum, over the tokens since the last `period`-th of a cache.
-    public func appendPool(_ x: Vector, largest: Bool, period: Int, of cache: Cache, to y: Vector) {
-        checkCounts([x, y], in: "StepProgram.appendPool")
-        torchPrecondition(period > 0, in: "StepProgram.appendPool", "expected a period above 0, got \(period)")
-        ctorch_step_pool(program, largest, cache.index, Int64(period), Int64(x.count), x.place, y.place)
     }
 
     /// Σ_t softmax_t(logit) k_t and v_t over the tokens since the last `period`-th of a cache, when the next is there: until

@@ -65,6 +65,37 @@ import Torch
             // Clearing the digits of i from the lowest on gives the ends of the blocks before it.
             sequence(first: i) { $0 & ($0 - 1) }.prefix { $0 > 0 }.contains(j + 1)
         },
+        Sights(testDescription: "columns and itself", choices: [[.columns(size: 5, count: 2), .band(count: 1)]]) {
+            $1 == $2 || $2 % 5 >= 3
+        },
+        Sights(testDescription: "row above", choices: [[.rowAbove(columns: 4)]], room: 8) { _, i, j in
+            i / 4 == j / 4 + 1
+        },
+        Sights(testDescription: "own column above", choices: [[.rowAbove(columns: 4, .own)]], room: 8) { _, i, j in
+            i == j + 4
+        },
+        Sights(testDescription: "other columns above", choices: [[.rowAbove(columns: 4, .others)]], room: 8) {
+            $1 / 4 == $2 / 4 + 1 && $1 != $2 + 4
+        },
+        Sights(testDescription: "right above", choices: [[.rowAbove(columns: 4, .right)]], room: 8) { _, i, j in
+            i / 4 == j / 4 + 1 && j % 4 > i % 4
+        },
+        Sights(testDescription: "column below the first row", choices: [[.columnBelowFirst(columns: 4)]]) { _, i, j in
+            i % 4 == j % 4 && j >= 4
+        },
+        Sights(
+            testDescription: "all but the last columns below the first row",
+            choices: [[.columnBelowFirst(columns: 4, exceptLast: 2)], [.columnBelowFirst(columns: 1, exceptLast: 1)]]
+        ) { head, i, j in head % 2 == 0 && i % 4 == j % 4 && j >= 4 && i % 4 < 2 },
+        Sights(testDescription: "column to the left", choices: [[.columnLeft(columns: 4)]]) { _, i, j in
+            i % 4 == j % 4 + 1 && i / 4 > j / 4
+        },
+        Sights(testDescription: "row and column", choices: [[.block(4), .band(count: nil, step: 4)]]) { _, i, j in
+            i / 4 == j / 4 || i % 4 == j % 4
+        },
+        Sights(
+            testDescription: "row above and row", choices: [[.rowAbove(columns: 3, .right), .block(3, before: 1)]]
+        ) { _, i, j in i / 3 - j / 3 <= 1 },
         Sights(testDescription: "lowest digit", choices: [[.lowestDigit]]) { _, i, j in
             i - j < 1 << (i + 1).trailingZeroBitCount
         },
@@ -92,9 +123,9 @@ import Torch
         func laidOut(_ x: Tensor) -> Tensor { x.padded(0, after: 1).indexed(0, Tensor(places, shape: [rows])) }
         let cache = program.cache(
             keys: laidOut(k), values: laidOut(v), count: prompt, first: sights.first, room: sights.room)
-        program.setSights(sights.choices, of: cache)
+        let look = sights.choices.isEmpty ? StepProgram.Look(cache) : program.look(at: sights.choices, in: cache)
         program.appendAttention(
-            StepProgram.View(vectors[0], cache), adding: (vectors[1], vectors[2]), heads: heads, scale: 0.7,
+            StepProgram.View(vectors[0], look), adding: (vectors[1], vectors[2]), heads: heads, scale: 0.7,
             to: vectors[3])
         try onEveryInstructionSet(program) { program, isa in
             for i in prompt..<count {
@@ -104,7 +135,7 @@ import Torch
                     let own = head * dim..<(head + 1) * dim
                     return attention(
                         q.selected(0, i).sliced(0, own), k.sliced(1, own), v.sliced(1, own),
-                        (0...i).filter { $0 == i || sights.sees(head, i, $0) }, scale: 0.7)
+                        (0...i).filter { sights.sees(head, i, $0) }, scale: 0.7)
                 }
                 expectNear(program.numbers(of: vectors[3]), concatenate(expected), "\(isa), position \(i)")
             }
@@ -129,7 +160,7 @@ import Torch
         program.appendCombination(2, vectors[0], 0, vectors[0], to: turned)
         program.appendAttention(
             StepProgram.View(vectors[0], own, distances: (turned, nearTable)),
-            and: StepProgram.View(vectors[0], others, distances: (vectors[0], farTable)),
+            StepProgram.View(vectors[0], others, distances: (vectors[0], farTable)),
             adding: (vectors[1], vectors[2]), heads: 1, scale: 0.5, weights: weights, to: vectors[3])
         program.appendPeriodically(3, of: own) { program.appendMemory(of: vectors[2], vectors[1], to: others) }
         try onEveryInstructionSet(program) { program, isa in
@@ -241,18 +272,15 @@ import Torch
         }
     }
 
-    @Test func poolsAndMixturesBeginAnew() throws {
+    @Test func mixturesBeginAnew() throws {
         let (heads, dim, period, count) = (2, 3, 4, 11)
         let program = StepProgram()
         let (x, v, logits) = (
             program.vector(count: heads * dim), program.vector(count: heads * dim), program.vector(count: heads * 2)
         )
-        let (largest, sum) = (program.vector(count: heads * dim), program.vector(count: heads * dim))
         let sums = [heads * dim, heads * dim, heads * 2].map { program.vector(count: $0) }
         // The cache counts the tokens.
         let tokens = program.cache(keys: .zeros([0, 6]), values: .zeros([0, 6]), count: 0)
-        program.appendPool(x, largest: true, period: period, of: tokens, to: largest)
-        program.appendPool(x, largest: false, period: period, of: tokens, to: sum)
         program.appendMixture(
             logits, choice: 1, x, v, heads: heads, period: period, of: tokens, sums: (sums[0], sums[1], sums[2]))
         let wave = program.vector(count: 3)
@@ -268,8 +296,6 @@ import Torch
             program.set(logits, to: weights.selected(0, i))
             program.run(position: i)
             let own = i / period * period..<i + 1
-            expectNear(program.numbers(of: largest), xs.sliced(0, own).maximum(0), "largest \(i)")
-            expectNear(program.numbers(of: sum), xs.sliced(0, own).sum(0), "sum \(i)")
             if (i + 1) % period == 0 {
                 let shares = weights.sliced(0, own).selected(2, 1).transposed().softmax().transposed().unsqueezed(2)
                 expectNear(program.numbers(of: sums[0]), (shares * xs.sliced(0, own)).sum(0), "keys \(i)")
@@ -281,40 +307,62 @@ import Torch
         }
     }
 
-    /// Blocks that end with a token, as long as the lowest digit of its number; and rows that are put in another's place.
-    @Test(arguments: [StepProgram.Pool.sum, .largest, .mean]) func poolsOfDigits(_ pool: StepProgram.Pool) throws {
-        let (dim, count) = (5, 19)
-        let (qs, ks, raws) = (normal(count, dim), normal(count, dim), normal(count, dim))
+    /// Pools of what is put into rows after it was looked at; of keys with values, and of keys alone.
+    @Test(arguments: [StepProgram.Pool.sum, .largest, .mean]) func poolsOfWhatIsSeen(_ pool: StepProgram.Pool) throws {
+        let (dim, columns, count) = (70, 3, 14)
+        let (qs, ks) = (normal(count, dim), normal(count, dim))
         let program = StepProgram()
-        let vectors = (0..<6).map { _ in program.vector(count: dim) }
-        let pools = program.cache(keys: .zeros([0, dim]), values: .zeros([0, dim]), count: 0)
-        let others = program.cache(keys: .zeros([0, dim]), values: .zeros([0, dim]), count: 0)
-        program.appendDigitPool(
-            pool, vectors[0], vectors[1], raw: vectors[2], in: pools, to: (vectors[3], vectors[4]))
-        program.appendAttention(
-            StepProgram.View(vectors[0], others), adding: (vectors[0], vectors[0]), heads: 1, scale: 1, to: vectors[5])
-        program.appendReplacement(of: vectors[3], vectors[4], in: others)
-        program.appendAttention(StepProgram.View(vectors[0], others), adding: nil, heads: 1, scale: 1, to: vectors[5])
-        var remembered: [(Tensor, Tensor)] = []
-        for i in 0..<count {
-            for (vector, x) in zip(vectors, [qs, ks, raws]) { program.set(vector, to: x.selected(0, i)) }
-            program.run(position: i)
-            let length = 1 << (i + 1).trailingZeroBitCount
-            func pooled(_ x: Tensor) -> Tensor {
-                let block = x.sliced(0, i + 1 - length..<i + 1)
-                return switch pool {
-                case .sum: block.sum(0)
-                case .largest: block.maximum(0)
-                case .mean: block.mean(0)
-                }
+        let vectors = (0..<5).map { _ in program.vector(count: dim) }
+        let none = Tensor.zeros([0, dim])
+        let pairs = program.cache(keys: none, values: none, count: 0, room: 2 * columns)
+        let keys = program.cache(keys: none, values: nil, count: 0)
+        let above = program.look(at: [.rowAbove(columns: columns, .right)], in: pairs)
+        let earlier = program.look(at: [.band(count: nil)], in: keys)
+        program.appendPool(pool, of: above, to: (vectors[2], vectors[3]))
+        program.appendReplacement(of: vectors[0], vectors[1], in: pairs)
+        program.appendReplacement(of: vectors[1], nil, in: keys)
+        program.appendPool(pool, of: earlier, to: (vectors[4], nil))
+        func pooled(_ x: Tensor, _ seen: [Int]) -> Tensor {
+            guard !seen.isEmpty else { return .zeros([dim]) }
+            let rows = x.indexed(0, Tensor(seen))
+            return switch pool {
+            case .sum: rows.sum(0)
+            case .largest: rows.maximum(0)
+            case .mean: rows.mean(0)
             }
-            let key = length == 1 ? raws.selected(0, i) : pooled(ks)
-            expectNear(program.numbers(of: vectors[3]), pooled(qs), "q \(i)")
-            expectNear(program.numbers(of: vectors[4]), key, "k \(i)")
-            remembered.append((pooled(qs), key))
-            let expected = attention(
-                qs.selected(0, i), stack(remembered.map(\.0)), stack(remembered.map(\.1)), Array(0...i), scale: 1)
-            expectNear(program.numbers(of: vectors[5]), expected, "y \(i)")
+        }
+        try onEveryInstructionSet(program) { program, isa in
+            for i in 0..<count {
+                for (vector, x) in zip(vectors, [qs, ks]) { program.set(vector, to: x.selected(0, i)) }
+                program.run(position: i)
+                let seen = (0..<i).filter { $0 / columns + 1 == i / columns && $0 % columns > i % columns }
+                expectNear(program.numbers(of: vectors[2]), pooled(qs, seen), "\(isa) q \(i)")
+                expectNear(program.numbers(of: vectors[3]), pooled(ks, seen), "\(isa) k \(i)")
+                expectNear(program.numbers(of: vectors[4]), pooled(ks, Array(0...i)), "\(isa) keys \(i)")
+            }
+        }
+    }
+
+    /// Scores that grow: what was summed before becomes nothing.
+    @Test func weightedMeansKeepTheirScale() throws {
+        let (heads, features, values, count) = (2, 5, 19, 12)
+        let q = normal(count, heads, features) * 3
+        let k = normal(count, heads, features) * 20 + Tensor.arange(0..<count).to(.float32).reshaped(count, 1, 1) * 10
+        let v = normal(count, heads, values)
+        let program = StepProgram()
+        let (qs, ks) = (program.vector(count: heads * features), program.vector(count: heads * features))
+        let (vs, y) = (program.vector(count: heads * values), program.vector(count: heads * values))
+        let begun = (program.vector(count: heads * features * values), program.vector(.full([heads * features], -1e30)))
+        program.appendWeightedMeans(qs, ks, vs, heads: heads, state: begun, to: y)
+        try onEveryInstructionSet(program) { program, isa in
+            for i in 0..<count {
+                for (vector, x) in zip([qs, ks, vs], [q, k, v]) { program.set(vector, to: x.selected(0, i)) }
+                program.run(position: i)
+                let shares = k.sliced(0, 0..<i + 1).softmax(0).permuted(1, 2, 0)
+                let means = matmul(shares, v.sliced(0, 0..<i + 1).transposed(0, 1))
+                let expected = matmul(q.selected(0, i).softmax().unsqueezed(1), means)
+                expectNear(program.numbers(of: y), expected, "\(isa) \(i)")
+            }
         }
     }
 

@@ -9,7 +9,7 @@ typedef int64_t ctorch_step_cache;
 /// A cache of rows of `width` numbers. With `takes_tokens` it has a row for every token, as attention appends them: the `first`
 /// ones stay, later ones share a ring of `room` rows, 0 for as many as there come. `count` tokens were there already, whose `keys`
 /// and `values` [rows, width] are as far as they are still remembered. Without `takes_tokens` operations append rows to the
-/// `count` that it begins with; `values` may be NULL.
+/// `count` that it begins with. `values` may be NULL: it has keys only.
 ctorch_step_cache ctorch_step_new_cache(ctorch_step_program program, int64_t width, int64_t first, int64_t room, bool takes_tokens,
                                         int64_t count, ctorch_tensor keys, ctorch_tensor values, ctorch_error *error);
 
@@ -17,45 +17,57 @@ ctorch_step_cache ctorch_step_new_cache(ctorch_step_program program, int64_t wid
 /// `size` is i's or one of the `count` before it; if j is among the last `count` of its block of `size`; if i or j is position
 /// `size`; if j is the last of one of the blocks before i, whose lengths are the binary digits of i; if j is in the block that
 /// ends with i, as long as the lowest binary digit of i + 1.
+///
+/// With positions in rows of `size`: if j is in the row before i's, in any column, in i's own, in another, or in a later one; if j
+/// is in i's column, but not in the first row, and i is not in one of the last `count` columns; if j is in an earlier row, in the
+/// column before i's.
 enum {
   CTORCH_STEP_BAND,
   CTORCH_STEP_BLOCK,
   CTORCH_STEP_COLUMNS,
   CTORCH_STEP_TOKEN,
   CTORCH_STEP_DIGITS,
-  CTORCH_STEP_LOWEST_DIGIT
+  CTORCH_STEP_LOWEST_DIGIT,
+  CTORCH_STEP_ROW_ABOVE,
+  CTORCH_STEP_OWN_ABOVE,
+  CTORCH_STEP_OTHERS_ABOVE,
+  CTORCH_STEP_RIGHT_ABOVE,
+  CTORCH_STEP_COLUMN_BELOW_FIRST,
+  CTORCH_STEP_COLUMN_LEFT
 };
-/// Lets heads h with h mod (number of choices) = `choice` see that, too; without any, every row of the cache is seen.
-void ctorch_step_see(ctorch_step_program program, ctorch_step_cache cache, int64_t choice, int32_t kind, int64_t size,
-                     int64_t count);
+/// One way to choose rows of a cache that takes tokens, by its number; -1 for all rows of any cache.
+typedef int64_t ctorch_step_look;
+ctorch_step_look ctorch_step_new_look(ctorch_step_program program, ctorch_step_cache cache);
+/// Lets heads h with h mod (number of choices) = `choice` see that, too.
+void ctorch_step_see(ctorch_step_program program, ctorch_step_cache cache, ctorch_step_look look, int64_t choice, int32_t kind,
+                     int64_t size, int64_t count);
 
 /// Keys that go into the weights: q · key, and with `distances` also distance_q · (row n of `distances`) for the key that has n
 /// younger ones.
 typedef struct {
-  ctorch_step_cache cache, distances;
+  ctorch_step_cache cache;
+  ctorch_step_look look;
+  ctorch_step_cache distances;
   ctorch_slot q, distance_q;
 } ctorch_step_view;
 
 enum { CTORCH_STEP_SOFTMAX_WEIGHTS, CTORCH_STEP_RELU_WEIGHTS };
-/// y = Σ weight · value over both views, with softmax(scale · score) as weights, or relu(scale · score). k and v, if not -1,
-/// become the token's row of the first view's cache before.
+enum { CTORCH_STEP_MOST_VIEWS = 4 };
+/// y = Σ weight · value over all views, with softmax(scale · score) as weights, or relu(scale · score); 0 where nothing is seen. k
+/// and v, if not -1, become the token's row of the first view's cache before.
 void ctorch_step_attend(ctorch_step_program program, int64_t heads, int64_t head_dim, double scale, int32_t weights,
-                        ctorch_step_view near, ctorch_step_view far, ctorch_slot k, ctorch_slot v, ctorch_slot y);
+                        const ctorch_step_view *views, int64_t view_count, ctorch_slot k, ctorch_slot v, ctorch_slot y);
 
 /// What is appended from here on is done only after every `period`-th token of the cache; 0: always, again.
 void ctorch_step_set_period(ctorch_step_program program, ctorch_step_cache cache, int64_t period);
 /// Appends a row to a cache: k and v, or k alone if v is -1.
 void ctorch_step_remember(ctorch_step_program program, ctorch_step_cache cache, ctorch_slot k, ctorch_slot v);
-/// k and v become the present token's row of a cache.
+/// k and v, or k alone if v is -1, become the present token's row of a cache.
 void ctorch_step_replace(ctorch_step_program program, ctorch_step_cache cache, ctorch_slot k, ctorch_slot v);
 enum { CTORCH_STEP_SUM, CTORCH_STEP_LARGEST, CTORCH_STEP_MEAN };
-/// pooled_q and pooled_k = the pool of q and k over the block that ends with the token, as long as the lowest binary digit of the
-/// number of tokens; pooled_k of a single token is raw_k. The cache takes tokens and keeps the pools.
-void ctorch_step_pool_digits(ctorch_step_program program, int32_t pool, ctorch_step_cache cache, ctorch_slot q, ctorch_slot k,
-                             ctorch_slot raw_k, ctorch_slot pooled_q, ctorch_slot pooled_k);
-/// y = the largest, or the sum, of x over the tokens since the last `period`-th of the cache.
-void ctorch_step_pool(ctorch_step_program program, bool largest, ctorch_step_cache cache, int64_t period, int64_t count,
-                      ctorch_slot x, ctorch_slot y);
+/// keys and values [width] = the pool of those of a cache that the look sees (its first choice), 0 of nothing; values may be -1.
+void ctorch_step_pool(ctorch_step_program program, int32_t pool, ctorch_step_cache cache, ctorch_step_look look, ctorch_slot keys,
+                      ctorch_slot values);
 /// s and p become Σ softmax(logit) k and Σ softmax(logit) v over the tokens since the last `period`-th of the cache, at which they
 /// are complete; in between they lack the division. Head h's logit is x[h · stride + offset]; z [2 heads] is the largest logit and
 /// the sum of each head.
@@ -78,5 +90,11 @@ void ctorch_step_expand(ctorch_step_program program, int32_t kind, int64_t heads
 void ctorch_step_adaptive_momentum(ctorch_step_program program, int64_t heads, int64_t head_dim, double step_size, double maximum,
                                    double epsilon, ctorch_slot q, ctorch_slot k, ctorch_slot v, ctorch_slot s, ctorch_slot p,
                                    ctorch_slot u, ctorch_slot z, ctorch_slot begun, ctorch_slot y);
+
+/// One token of features that weigh means of values, head by head: by features f, L_f = log(e^L_f + e^k_f) and
+/// s_f = e^(L_f before - L_f) s_f + e^(k_f - L_f) v; y = Σ_f softmax(q)_f s_f. s [heads, features, values] and L [heads, features]
+/// are slots with the state.
+void ctorch_step_weighted_means(ctorch_step_program program, int64_t heads, int64_t features, int64_t values, ctorch_slot q,
+                                ctorch_slot k, ctorch_slot v, ctorch_slot s, ctorch_slot log_sums, ctorch_slot y);
 
 CTORCH_END

@@ -9,7 +9,7 @@ extern "C" ctorch_step_cache ctorch_step_new_cache(ctorch_step_program program, 
                                                    ctorch_error *error) {
   return guarded(error, [&] {
     auto &list = list_of(program);
-    StepCache cache{width, first, room, takes_tokens, count};
+    StepCache cache{width, first, room, takes_tokens, values != nullptr, count};
     auto read = [&](ctorch_tensor from, std::vector<float> &to) {
       if (!from) return;
       TORCH_CHECK(get(from).dim() == 2 && get(from).size(0) >= cache.rows() && get(from).size(1) == width, "a cache of ", count,
@@ -24,19 +24,26 @@ extern "C" ctorch_step_cache ctorch_step_new_cache(ctorch_step_program program, 
   });
 }
 
-extern "C" void ctorch_step_see(ctorch_step_program program, ctorch_step_cache cache, int64_t choice, int32_t kind, int64_t size,
-                                int64_t count) {
-  auto &sights = list_of(program).caches[static_cast<size_t>(cache)].sights;
+extern "C" ctorch_step_look ctorch_step_new_look(ctorch_step_program program, ctorch_step_cache cache) {
+  auto &looks = list_of(program).caches[static_cast<size_t>(cache)].looks;
+  looks.emplace_back();
+  return static_cast<ctorch_step_look>(looks.size()) - 1;
+}
+
+extern "C" void ctorch_step_see(ctorch_step_program program, ctorch_step_cache cache, ctorch_step_look look, int64_t choice,
+                                int32_t kind, int64_t size, int64_t count) {
+  auto &sights = list_of(program).caches[static_cast<size_t>(cache)].looks[static_cast<size_t>(look)].sights;
   sights.resize(std::max(sights.size(), static_cast<size_t>(choice) + 1));
   sights[static_cast<size_t>(choice)].push_back({kind, size, count});
 }
 
 extern "C" void ctorch_step_attend(ctorch_step_program program, int64_t heads, int64_t head_dim, double scale, int32_t weights,
-                                   ctorch_step_view near, ctorch_step_view far, ctorch_slot k, ctorch_slot v, ctorch_slot y) {
-  auto view = [](const ctorch_step_view &from) { return StepView{from.cache, from.distances, from.q, from.distance_q}; };
+                                   const ctorch_step_view *views, int64_t view_count, ctorch_slot k, ctorch_slot v,
+                                   ctorch_slot y) {
   StepOperation o{StepKind::attend};
-  o.rows = heads, o.columns = head_dim, o.a = static_cast<float>(scale), o.choice = weights;
-  o.near = view(near), o.far = view(far), o.k = k, o.v = v, o.y = y;
+  o.rows = heads, o.columns = head_dim, o.a = static_cast<float>(scale), o.choice = weights, o.k = k, o.v = v, o.y = y;
+  for (int64_t i = 0; i < view_count; ++i)
+    o.views[static_cast<size_t>(i)] = {views[i].cache, views[i].look, views[i].distances, views[i].q, views[i].distance_q};
   list_of(program).append(o);
 }
 
@@ -46,27 +53,21 @@ extern "C" void ctorch_step_set_period(ctorch_step_program program, ctorch_step_
 
 extern "C" void ctorch_step_remember(ctorch_step_program program, ctorch_step_cache cache, ctorch_slot k, ctorch_slot v) {
   StepOperation o{StepKind::remember};
-  o.near.cache = cache, o.k = k, o.v = v;
+  o.views[0].cache = cache, o.k = k, o.v = v;
   list_of(program).append(o);
 }
 
 extern "C" void ctorch_step_replace(ctorch_step_program program, ctorch_step_cache cache, ctorch_slot k, ctorch_slot v) {
   StepOperation o{StepKind::replace};
-  o.near.cache = cache, o.k = k, o.v = v;
+  o.views[0].cache = cache, o.k = k, o.v = v;
   list_of(program).append(o);
 }
 
-extern "C" void ctorch_step_pool_digits(ctorch_step_program program, int32_t pool, ctorch_step_cache cache, ctorch_slot q,
-                                        ctorch_slot k, ctorch_slot raw_k, ctorch_slot pooled_q, ctorch_slot pooled_k) {
-  StepOperation o{StepKind::pool_digits};
-  o.choice = pool, o.near.cache = cache, o.k = q, o.v = k, o.residual = raw_k, o.y = pooled_q, o.s = pooled_k;
-  list_of(program).append(o);
-}
-
-extern "C" void ctorch_step_pool(ctorch_step_program program, bool largest, ctorch_step_cache cache, int64_t period, int64_t count,
-                                 ctorch_slot x, ctorch_slot y) {
+extern "C" void ctorch_step_pool(ctorch_step_program program, int32_t pool, ctorch_step_cache cache, ctorch_step_look look,
+                                 ctorch_slot keys, ctorch_slot values) {
   StepOperation o{StepKind::pool};
-  o.columns = count, o.choice = largest, o.clock = cache, o.period = period, o.x = x, o.y = y;
+  o.columns = list_of(program).caches[static_cast<size_t>(cache)].width, o.choice = pool;
+  o.views[0].cache = cache, o.views[0].look = look, o.y = keys, o.s = values;
   list_of(program).append(o);
 }
 
@@ -106,5 +107,14 @@ extern "C" void ctorch_step_adaptive_momentum(ctorch_step_program program, int64
   o.rows = heads, o.columns = o.width = head_dim, o.map = FeatureMap::elu_plus_one;
   o.step_size = static_cast<float>(step_size), o.a = static_cast<float>(maximum), o.epsilon = static_cast<float>(epsilon);
   o.x = q, o.k = k, o.v = v, o.s = s, o.p = p, o.u = u, o.z = z, o.begun = begun, o.y = y;
+  list_of(program).append(o);
+}
+
+extern "C" void ctorch_step_weighted_means(ctorch_step_program program, int64_t heads, int64_t features, int64_t values,
+                                           ctorch_slot q, ctorch_slot k, ctorch_slot v, ctorch_slot s, ctorch_slot log_sums,
+                                           ctorch_slot y) {
+  StepOperation o{StepKind::weighted_means};
+  o.rows = heads, o.columns = values, o.width = features;
+  o.x = q, o.k = k, o.v = v, o.s = s, o.z = log_sums, o.y = y;
   list_of(program).append(o);
 }

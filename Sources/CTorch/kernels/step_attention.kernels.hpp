@@ -107,15 +107,15 @@ inline void attend_view(const StepOperation &o, const StepView &view, const floa
   constexpr int64_t block = 128;
   const StepCache &cache = caches[view.cache];
   const StepCache *distances = view.distances < 0 ? nullptr : caches + view.distances;
-  const auto *seen = cache.seen(head);
-  const int64_t d = o.columns, at = head * d, rows = seen ? static_cast<int64_t>(seen->size()) : cache.rows();
+  const SeenRows seen(cache, view.look, head);
+  const int64_t d = o.columns, at = head * d;
   const float *q = memory + view.q + at, *distance_q = memory + view.distance_q + at;
   alignas(64) float weights[block] = {};
   int64_t places[block];
-  for (int64_t first = 0; first < rows; first += block) {
-    const int64_t count = std::min(block, rows - first);
+  for (int64_t first = 0; first < seen.count; first += block) {
+    const int64_t count = std::min(block, seen.count - first);
     for (int64_t j = 0; j < count; ++j) {
-      const int64_t row = seen ? (*seen)[static_cast<size_t>(first + j)] : first + j;
+      const int64_t row = seen[first + j];
       places[j] = row * cache.width + at;
       float score = row_product(d, cache.keys.data() + places[j], q);
       if (distances) score += row_product(d, distances->keys.data() + cache.age(row) * distances->width + at, distance_q);
@@ -132,14 +132,58 @@ inline void attend_view(const StepOperation &o, const StepView &view, const floa
   }
 }
 
-/// Σ_j weight_j v_j of one head over the keys of two views, the token's own in the first of them.
+/// Σ_j weight_j v_j of one head over the keys of some views, the token's own in the first of them.
 inline void step_attend(const StepOperation &o, float *memory, StepCache *caches, int64_t head) {
   const int64_t d = o.columns, at = head * d;
   AttentionSums sums{memory + o.y + at};
   std::memset(static_cast<void *>(sums.y), 0, sizeof(float) * static_cast<size_t>(d));
-  if (o.k >= 0) caches[o.near.cache].set(at, d, memory + o.k + at, memory + o.v + at);
-  attend_view(o, o.near, memory, caches, head, sums);
-  attend_view(o, o.far, memory, caches, head, sums);
-  if (o.choice == CTORCH_STEP_RELU_WEIGHTS) return;
+  if (o.k >= 0) caches[o.views[0].cache].set(at, d, memory + o.k + at, memory + o.v + at);
+  for (const auto &view : o.views) attend_view(o, view, memory, caches, head, sums);
+  if (o.choice == CTORCH_STEP_RELU_WEIGHTS || sums.sum == 0) return;
   for (int64_t c = 0; c < d; ++c) sums.y[c] /= sums.sum;
+}
+
+/// Keys and values of some channels become those of one row.
+inline void step_pool(const StepOperation &o, float *memory, const StepCache *caches, int64_t piece) {
+  const StepCache &cache = caches[o.views[0].cache];
+  const SeenRows seen(cache, o.views[0].look, 0);
+  const bool is_largest = o.choice == CTORCH_STEP_LARGEST;
+  const float share = o.choice == CTORCH_STEP_MEAN ? 1 / std::max(static_cast<float>(seen.count), 1.0f) : 1;
+  auto pool = [&](const float *rows, float *to) {
+    const int64_t last = std::min(o.columns, (piece + 1) * o.channels_at_once);
+    for (int64_t c = piece * o.channels_at_once; c < last; c += width<float>) {
+      const int64_t n = std::min<int64_t>(width<float>, last - c);
+      Floats sum{};
+      for (int64_t j = 0; j < seen.count; ++j) {
+        const auto row = load_first<float>(rows + seen[j] * cache.width + c, n);
+        sum = j == 0 ? row : is_largest ? larger<float>(sum, row) : sum + row;
+      }
+      store_first<float>(to + c, sum * share, n);
+    }
+  };
+  pool(cache.keys.data(), memory + o.y);
+  if (o.s >= 0) pool(cache.values.data(), memory + o.s);
+}
+
+/// By features f of one head: L' = log(e^L + e^k), means = e^(L - L') means + e^(k - L') v, y = Σ_f softmax(q)_f means_f.
+inline void step_weighted_means(const StepOperation &o, float *memory, int64_t head) {
+  const int64_t d = o.columns, features = o.width;
+  const float *q = memory + o.x + head * features, *k = memory + o.k + head * features, *v = memory + o.v + head * d;
+  float *log_sums = memory + o.z + head * features, *means = memory + o.s + head * features * d, *y = memory + o.y + head * d;
+  const float largest = *std::max_element(q, q + features);
+  float norm = 0;
+  std::fill_n(y, d, 0.0f);
+  for (int64_t f = 0; f < features; ++f) {
+    const float before = log_sums[f], most = std::max(before, k[f]), weight = std::exp(q[f] - largest);
+    log_sums[f] = most + std::log1p(std::exp(-std::abs(before - k[f])));
+    const float kept = std::exp(before - log_sums[f]), added = std::exp(k[f] - log_sums[f]);
+    norm += weight;
+    for (int64_t c = 0; c < d; c += width<float>) {
+      const int64_t n = std::min<int64_t>(width<float>, d - c);
+      const auto mean = load_first<float>(means + f * d + c, n) * kept + load_first<float>(v + c, n) * added;
+      store_first<float>(means + f * d + c, mean, n);
+      store_first<float>(y + c, load_first<float>(y + c, n) + mean * weight, n);
+    }
+  }
+  for (int64_t c = 0; c < d; ++c) y[c] /= norm;
 }

@@ -72,14 +72,15 @@ void adaptive_momentum(const StepOperation &o, float *memory, int64_t head) {
 
 void attend(const StepOperation &o, float *memory, StepCache *caches, int64_t head) {
   const int64_t d = o.columns, at = head * d;
-  if (o.k >= 0) caches[o.near.cache].set(at, d, memory + o.k + at, memory + o.v + at);
+  if (o.k >= 0) caches[o.views[0].cache].set(at, d, memory + o.k + at, memory + o.v + at);
   std::vector<float> weights;
   std::vector<const float *> values;
-  for (const auto &view : {o.near, o.far}) {
+  for (const auto &view : o.views) {
     if (view.cache < 0) continue;
     const StepCache &cache = caches[view.cache];
-    for (int64_t j = 0; j < (cache.seen(head) ? static_cast<int64_t>(cache.seen(head)->size()) : cache.rows()); ++j) {
-      const int64_t row = cache.seen(head) ? (*cache.seen(head))[static_cast<size_t>(j)] : j;
+    const SeenRows seen(cache, view.look, head);
+    for (int64_t j = 0; j < seen.count; ++j) {
+      const int64_t row = seen[j];
       float score = 0;
       for (int64_t c = 0; c < d; ++c) {
         score += memory[view.q + at + c] * cache.keys.data()[row * cache.width + at + c];
@@ -92,15 +93,50 @@ void attend(const StepOperation &o, float *memory, StepCache *caches, int64_t he
     }
   }
   const bool is_softmax = o.choice == CTORCH_STEP_SOFTMAX_WEIGHTS;
-  const float largest = *std::max_element(weights.begin(), weights.end());
   float sum = 0, *y = memory + o.y + at;
   std::fill_n(y, d, 0.0f);
+  if (weights.empty()) return;
+  const float largest = *std::max_element(weights.begin(), weights.end());
   for (size_t j = 0; j < weights.size(); ++j) {
     const float weight = is_softmax ? std::exp(weights[j] - largest) : std::max(weights[j], 0.0f);
     sum += weight;
     for (int64_t c = 0; c < d; ++c) y[c] += weight * values[j][c];
   }
   for (int64_t c = 0; c < d && is_softmax; ++c) y[c] /= sum;
+}
+
+void pool(const StepOperation &o, float *memory, const StepCache *caches, int64_t piece) {
+  const StepCache &cache = caches[o.views[0].cache];
+  const SeenRows seen(cache, o.views[0].look, 0);
+  for (int64_t c = piece * o.channels_at_once; c < std::min(o.columns, (piece + 1) * o.channels_at_once); ++c)
+    for (const auto &[rows, to] : {std::pair(&cache.keys, o.y), std::pair(&cache.values, o.s)}) {
+      if (to < 0) continue;
+      float pooled = 0;
+      for (int64_t j = 0; j < seen.count; ++j) {
+        const float x = rows->data()[seen[j] * cache.width + c];
+        pooled = j == 0 ? x : o.choice == CTORCH_STEP_LARGEST ? std::max(pooled, x) : pooled + x;
+      }
+      memory[to + c] = o.choice == CTORCH_STEP_MEAN && seen.count > 0 ? pooled / static_cast<float>(seen.count) : pooled;
+    }
+}
+
+void weighted_means(const StepOperation &o, float *memory, int64_t head) {
+  const int64_t d = o.columns, from = head * o.width;
+  const float *q = memory + o.x + from, *v = memory + o.v + head * d, largest = *std::max_element(q, q + o.width);
+  float norm = 0, *y = memory + o.y + head * d;
+  std::fill_n(y, d, 0.0f);
+  for (int64_t f = 0; f < o.width; ++f) {
+    const float before = memory[o.z + from + f], k = memory[o.k + from + f], most = std::max(before, k);
+    const float log_sum = most + std::log(std::exp(before - most) + std::exp(k - most)), weight = std::exp(q[f] - largest);
+    memory[o.z + from + f] = log_sum;
+    norm += weight;
+    for (int64_t c = 0; c < d; ++c) {
+      float &mean = memory[o.s + (from + f) * d + c];
+      mean = std::exp(before - log_sum) * mean + std::exp(k - log_sum) * v[c];
+      y[c] += weight * mean;
+    }
+  }
+  for (int64_t c = 0; c < d; ++c) y[c] /= norm;
 }
 
 } // namespace

@@ -25,7 +25,12 @@ struct StepSight {
     case CTORCH_STEP_COLUMNS: return j % size >= size - count;
     case CTORCH_STEP_TOKEN: return i == size || j == size;
     case CTORCH_STEP_LOWEST_DIGIT: return j > i - lowest_digit(i + 1);
-    default: return j < i && i - j <= lowest_digit(j + 1);
+    case CTORCH_STEP_DIGITS: return j < i && i - j <= lowest_digit(j + 1);
+    default: {
+      bool is_seen = false;
+      for_each(i, [&](int64_t other) { is_seen |= other == j; });
+      return is_seen;
+    }
     }
   }
 
@@ -47,35 +52,67 @@ struct StepSight {
     case CTORCH_STEP_LOWEST_DIGIT:
       for (int64_t j = i + 1 - lowest_digit(i + 1); j <= i; ++j) body(j);
       return;
-    default:
+    case CTORCH_STEP_TOKEN:
       for (int64_t j = i == size ? 0 : size; j <= (i == size ? i : std::min(i, size)); ++j) body(j);
+      return;
+    default: return for_each_in_rows(i, body);
     }
   }
+
+private:
+  template <typename Body> void for_each_in_rows(int64_t i, Body body) const {
+    const int64_t column = i % size, above = i - column - size;
+    switch (kind) {
+    case CTORCH_STEP_COLUMN_BELOW_FIRST:
+      if (column < size - count)
+        for (int64_t j = i; j >= size; j -= size) body(j);
+      return;
+    case CTORCH_STEP_COLUMN_LEFT:
+      if (column > 0)
+        for (int64_t j = i - size - 1; j >= 0; j -= size) body(j);
+      return;
+    default:
+      if (above < 0) return;
+      for (int64_t other = 0; other < size; ++other)
+        if (kind == CTORCH_STEP_ROW_ABOVE || (kind == CTORCH_STEP_OWN_ABOVE && other == column) ||
+            (kind == CTORCH_STEP_OTHERS_ABOVE && other != column) || (kind == CTORCH_STEP_RIGHT_ABOVE && other > column))
+          body(above + other);
+    }
+  }
+};
+
+/// What the present token sees of a cache: by heads, head h has number h mod their count.
+struct StepLook {
+  std::vector<std::vector<StepSight>> sights;
+  std::vector<std::vector<int64_t>> rows;
+
+  const std::vector<int64_t> &seen(int64_t head) const { return rows[static_cast<size_t>(head) % rows.size()]; }
 };
 
 /// Keys and values, a row each: of the tokens so far, all of them or the `first` and as many of the last as there is `room` for;
 /// or of what operations put there.
 struct StepCache {
   int64_t width, first, room; // numbers in a row; rows that stay; rows of a ring, 0 for rows without end
-  bool takes_tokens;
+  bool takes_tokens, has_values;
   int64_t count = 0; // rows that there ever were, the present token's included
   std::vector<float> keys, values;
-  std::vector<std::vector<StepSight>> sights;  // head h has number h mod their count; none: everything is seen
-  std::vector<std::vector<int64_t>> seen_rows; // of the present token, for each of the sights
+  std::vector<StepLook> looks;
 
   /// Before a token: a row for it, and what it sees.
   void make_room() {
     ++count;
     const auto needed = static_cast<size_t>(rows() * width);
-    if (keys.size() < needed) keys.resize(needed), values.resize(needed);
-    seen_rows.resize(sights.size());
-    for (size_t i = 0; i < sights.size(); ++i) look(sights[i], seen_rows[i]);
+    if (keys.size() < needed) keys.resize(needed), values.resize(has_values ? needed : 0);
+    for (auto &look : looks) {
+      look.rows.resize(look.sights.size());
+      for (size_t i = 0; i < look.sights.size(); ++i) choose(look.sights[i], look.rows[i]);
+    }
   }
 
-  /// Some numbers of the present token's row.
+  /// Some numbers of the present token's row; without values, of keys only.
   void set(int64_t from, int64_t numbers, const float *key, const float *value) {
     std::copy_n(key, numbers, keys.data() + row() * width + from);
-    std::copy_n(value, numbers, values.data() + row() * width + from);
+    if (value) std::copy_n(value, numbers, values.data() + row() * width + from);
   }
 
   /// One more row; without values, of keys only.
@@ -91,22 +128,31 @@ struct StepCache {
   int64_t row_of(int64_t position) const { return room == 0 || position < first ? position : first + (position - first) % room; }
   /// How many rows are younger; where none stay for ever.
   int64_t age(int64_t of) const { return room == 0 ? count - 1 - of : (row() - of + room) % room; }
-  /// The rows that a head sees; null for all.
-  const std::vector<int64_t> *seen(int64_t head) const {
-    return seen_rows.empty() ? nullptr : &seen_rows[static_cast<size_t>(head) % seen_rows.size()];
-  }
 
 private:
-  /// Every position once, its own always.
-  void look(const std::vector<StepSight> &atoms, std::vector<int64_t> &rows) const {
+  /// Every position once.
+  void choose(const std::vector<StepSight> &sights, std::vector<int64_t> &seen) const {
     const int64_t i = count - 1;
-    rows.assign(1, row());
-    for (auto atom = atoms.begin(); atom != atoms.end(); ++atom)
-      atom->for_each(i, [&](int64_t j) {
+    seen.clear();
+    for (auto sight = sights.begin(); sight != sights.end(); ++sight)
+      sight->for_each(i, [&](int64_t j) {
         auto sees = [&](const StepSight &earlier) { return earlier.contains(i, j); };
-        if (j != i && std::none_of(atoms.begin(), atom, sees)) rows.push_back(row_of(j));
+        if (std::none_of(sights.begin(), sight, sees)) seen.push_back(row_of(j));
       });
   }
+};
+
+/// The rows of a cache that some head sees.
+struct SeenRows {
+  const int64_t *chosen = nullptr; // none: all
+  int64_t count;
+
+  SeenRows(const StepCache &cache, int64_t look, int64_t head) : count(cache.rows()) {
+    if (look < 0) return;
+    const auto &seen = cache.looks[static_cast<size_t>(look)].seen(head);
+    chosen = seen.data(), count = static_cast<int64_t>(seen.size());
+  }
+  int64_t operator[](int64_t i) const { return chosen ? chosen[i] : i; }
 };
 
 } // namespace ctorch

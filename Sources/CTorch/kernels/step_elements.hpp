@@ -27,32 +27,6 @@ inline void step_expand(const StepOperation &o, float *memory, int64_t position,
   }
 }
 
-/// The pool of x over the tokens of a period, of which the present one is the `count`-th of all.
-inline void step_pool(const StepOperation &o, float *memory, int64_t count) {
-  const float *x = memory + o.x;
-  float *y = memory + o.y;
-  const bool begins = (count - 1) % o.period == 0;
-  for (int64_t c = 0; c < o.columns; ++c) y[c] = begins ? x[c] : o.choice ? std::max(y[c], x[c]) : y[c] + x[c];
-}
-
-/// The pools of q and k over a block of two to the power of something: that of the token, and of the smaller blocks before it.
-inline void step_pool_digits(const StepOperation &o, float *memory, StepCache &cache) {
-  const int64_t i = cache.count - 1, width = cache.width, length = lowest_digit(i + 1);
-  cache.set(0, width, memory + o.k, memory + o.v);
-  float *q = cache.keys.data() + i * width, *k = cache.values.data() + i * width;
-  auto join = [&](float &into, float other) { into = o.choice == CTORCH_STEP_LARGEST ? std::max(into, other) : into + other; };
-  for (int64_t end = i; end > i + 1 - length; end -= lowest_digit(end))
-    for (int64_t c = 0; c < width; ++c) {
-      join(q[c], cache.keys[static_cast<size_t>((end - 1) * width + c)]);
-      join(k[c], cache.values[static_cast<size_t>((end - 1) * width + c)]);
-    }
-  const float share = o.choice == CTORCH_STEP_MEAN ? 1 / static_cast<float>(length) : 1;
-  for (int64_t c = 0; c < width; ++c) {
-    memory[o.y + c] = q[c] * share;
-    memory[o.s + c] = length == 1 ? memory[o.residual + c] : k[c] * share;
-  }
-}
-
 /// The mixture of keys and values over a period; the sums shrink when a larger logit comes.
 inline void step_mix(const StepOperation &o, float *memory, int64_t count) {
   const bool begins = (count - 1) % o.period == 0, ends = count % o.period == 0;

@@ -52,6 +52,7 @@ struct ctorch_step_program_s : StepList {
 
 private:
   int64_t index(const StepOperation &operation) const { return operation.choice == 0 ? token : position; }
+  StepCache &cache_of(const StepOperation &operation) { return caches[static_cast<size_t>(operation.views[0].cache)]; }
 
   /// Whether the token, or the position, is one that the operation's table has.
   void check(const StepOperation &o) const {
@@ -146,13 +147,8 @@ private:
       return;
     case StepKind::rotate: return rotate(o, data, x);
     case StepKind::expand: return step_expand(o, data, position, piece);
-    case StepKind::remember: return caches[static_cast<size_t>(o.near.cache)].append(data + o.k, o.v < 0 ? nullptr : data + o.v);
-    case StepKind::replace: {
-      auto &cache = caches[static_cast<size_t>(o.near.cache)];
-      return cache.set(0, cache.width, data + o.k, data + o.v);
-    }
-    case StepKind::pool_digits: return step_pool_digits(o, data, caches[static_cast<size_t>(o.near.cache)]);
-    case StepKind::pool: return step_pool(o, data, caches[static_cast<size_t>(o.clock)].count);
+    case StepKind::remember: return cache_of(o).append(data + o.k, o.v < 0 ? nullptr : data + o.v);
+    case StepKind::replace: return cache_of(o).set(0, cache_of(o).width, data + o.k, o.v < 0 ? nullptr : data + o.v);
     case StepKind::mix: return step_mix(o, data, caches[static_cast<size_t>(o.clock)].count);
     case StepKind::distance_waves: return step_distance_waves(o, data, caches[static_cast<size_t>(o.clock)].count);
     case StepKind::average:

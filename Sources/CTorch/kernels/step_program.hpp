@@ -8,6 +8,7 @@
 #include "step_past.hpp"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <memory>
@@ -18,7 +19,8 @@ namespace ctorch {
 
 enum class StepKind {
   linear, norm, combine, gate, causal_linear, attend, rotate, lookup, waves,
-  adaptive_momentum, expand, remember, replace, pool, pool_digits, mix, distance_waves, // of mixers that look at the tokens before
+  // Of mixers that look at the tokens before.
+  adaptive_momentum, weighted_means, expand, remember, replace, pool, mix, distance_waves,
   // Over what is kept of the past, see step_past.hpp.
   average, taps, score, sum, moving_average, cell
 };
@@ -40,7 +42,7 @@ struct StepNorm {
 
 /// Keys that go into attention's weights; see ctorch_step_view.
 struct StepView {
-  int64_t cache = -1, distances = -1, q = -1, distance_q = -1;
+  int64_t cache = -1, look = -1, distances = -1, q = -1, distance_q = -1;
 };
 
 /// One operation. Places are offsets into the program's memory, so that a copy of the program is a copy of that; -1: none.
@@ -59,7 +61,7 @@ struct StepOperation {
   int64_t k = -1, v = -1, s = -1, p = -1, z = -1, u = -1, begun = -1, width = 0;
   FeatureMap map = FeatureMap::identity;
   float momentum = 0, step_size = 1, epsilon = 0;
-  StepView near, far;
+  std::array<StepView, CTORCH_STEP_MOST_VIEWS> views; // what is done to one cache has it in the first
   // What counts from the last `period`-th token of the cache `clock`; all that is done only after every `due`-th one of another.
   int64_t clock = -1, period = 0, due_clock = -1, due = 0;
   // Over the past, which `past` is the number of; see step_past.hpp.
@@ -82,11 +84,13 @@ struct StepOperation {
     case StepKind::linear: return heads * pieces_of_head();
     case StepKind::causal_linear:
     case StepKind::adaptive_momentum:
+    case StepKind::weighted_means:
     case StepKind::expand:
     case StepKind::attend:
     case StepKind::average: return rows;
     case StepKind::taps:
     case StepKind::moving_average:
+    case StepKind::pool:
     case StepKind::cell: return blocks();
     case StepKind::score: return score_pieces;
     case StepKind::sum: return rows * blocks();
@@ -98,11 +102,13 @@ struct StepOperation {
   int64_t blocks() const { return (columns + channels_at_once - 1) / channels_at_once; }
   bool reads_z() const { return kind == StepKind::combine || kind == StepKind::gate; }
   std::vector<int64_t> reads() const {
-    return {x, residual, k, v, near.q, near.distance_q, far.q, far.distance_q, of_cache(near.cache), of_cache(near.distances),
-            of_cache(far.cache), of_cache(far.distances), reads_z() ? z : -1};
+    std::vector<int64_t> places{x, residual, k, v, reads_z() ? z : -1};
+    for (const auto &view : views)
+      places.insert(places.end(), {view.q, view.distance_q, of_cache(view.cache), of_cache(view.distances)});
+    return places;
   }
   std::vector<int64_t> writes() const {
-    return {y, s, p, u, begun, reads_z() ? -1 : z, k >= 0 ? of_cache(near.cache) : -1};
+    return {y, s, p, u, begun, reads_z() ? -1 : z, k >= 0 ? of_cache(views[0].cache) : -1};
   }
 
 private:

@@ -123,6 +123,8 @@ inline void step(const StepOperation &o, float *memory, StepCache *caches, const
   case StepKind::causal_linear: return step_causal_linear(o, memory, piece);
   case StepKind::attend: return step_attend(o, memory, caches, piece);
   case StepKind::adaptive_momentum: return step_adaptive_momentum(o, memory, piece);
+  case StepKind::weighted_means: return step_weighted_means(o, memory, piece);
+  case StepKind::pool: return step_pool(o, memory, caches, piece);
   default: return;
   }
 }

@@ -56,6 +56,8 @@ void step(const StepOperation &o, float *memory, StepCache *caches, const float 
   case StepKind::causal_linear: return causal_linear(o, memory, piece);
   case StepKind::attend: return attend(o, memory, caches, piece);
   case StepKind::adaptive_momentum: return adaptive_momentum(o, memory, piece);
+  case StepKind::weighted_means: return weighted_means(o, memory, piece);
+  case StepKind::pool: return pool(o, memory, caches, piece);
   default: return;
   }
 }
