@@ -111,10 +111,11 @@ enum Benchmark {
         func start() throws -> TokenGenerator {
             try TokenGenerator(model, prompt: prompt.map(Int.init), sampler: sampler)
         }
-        var stream = try start()
-        for _ in 0..<2 { _ = stream.next() }
+        var stream: TokenGenerator? = try start()
+        for _ in 0..<2 { _ = stream?.next() }
+        stream = nil  // only one is held at a time
         let prefill = try Stopwatch.milliseconds { stream = try start() }
-        let watch = Stopwatch(repeats: tokens, warmUp: 1) { _ = stream.next() }  // the first token costs no step
+        let watch = Stopwatch(repeats: tokens, warmUp: 1) { _ = stream?.next() }  // the first token costs no step
         var result = BenchmarkResult(of: task, mixer.name, pass: "generate", watch)
         result.causal = true
         result.tokensPerSecond = 1e3 / watch.mean

@@ -25,7 +25,8 @@ public struct TokenGenerator: Sequence, IteratorProtocol {
         precondition(!prompt.isEmpty, "TokenGenerator: the prompt is empty")
         self.model = model
         self.sampler = sampler
-        var state = try model.initialState()
+        let initial = try model.initialState()
+        var state = initial
         var logits = Tensor.zeros([1, model.vocabulary])
         withNoGrad {
             for start in stride(from: 0, to: prompt.count, by: Self.prefillPiece) {
@@ -33,9 +34,10 @@ public struct TokenGenerator: Sequence, IteratorProtocol {
                 logits = model.prefill(Tensor(piece, shape: [1, piece.count]), state: &state)
             }
         }
-        self.state = state
         self.logits = logits.to(.float32).scalars()
         compiled = model.compiledStep(state)
+        // What a compiled step needs of the state it has taken over.
+        self.state = compiled == nil ? state : initial
     }
 
     /// The number of tokens taken up: the prompt's and those generated, except the last.
@@ -58,6 +60,6 @@ public struct TokenGenerator: Sequence, IteratorProtocol {
     /// Drawn, but not yet taken up by the model: the last token asked for costs no step.
     private var pending: Int?
 
-    /// The model's step without allocations, where it has one; it goes on from `state`, which then stays at the prompt's end.
+    /// The model's step without allocations, where it has one; `state` is then not used.
     private var compiled: CompiledStep?
 }

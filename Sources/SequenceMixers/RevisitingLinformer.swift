@@ -162,8 +162,8 @@ extension RevisitingLinformerCore: StepCompilingCore {
         _ q: StepProgram.Vector, _ k: StepProgram.Vector, _ v: StepProgram.Vector, heads: Int,
         state: RevisitingLinformerState, to y: StepProgram.Vector, into program: StepProgram
     ) -> Bool {
-        program.appendWeightedMeans(
-            q, k, v, heads: heads, state: (program.vector(state.means), program.vector(state.logSums)), to: y)
+        guard v.count / heads <= StepProgram.largestHead else { return false }
+        program.appendWeightedMeans(q, k, v, heads: heads, means: state.means, logSums: state.logSums, to: y)
         return true
     }
 }

@@ -45,22 +45,26 @@ extension StepProgram {
             state.s.place, state.p.place, state.u.place, state.z.place, state.begun.place, y.place)
     }
 
-    /// A token of features that weigh means of values, head by head: by features f, L_f becomes log(exp L_f + exp k_f) and
-    /// s_f its mean exp(L_f before - L_f) s_f + exp(k_f - L_f) v; y = Σ_f softmax(q)_f s_f. s `[heads, features, values]` and
-    /// L `[heads, features]` are the state, which it changes.
+    /// A token of features that weigh means of values, head by head: y = Σ_f softmax(q)_f s_f with
+    /// s_f = Σ exp(k_f) v / Σ exp(k_f) over all tokens.
+    ///
+    /// - Parameters:
+    ///   - means: s of the tokens before `[heads, features, values]`, which it takes over.
+    ///   - logSums: log Σ exp(k) of these `[heads, features]`.
     public func appendWeightedMeans(
-        _ q: Vector, _ k: Vector, _ v: Vector, heads: Int, state: (s: Vector, logSums: Vector), to y: Vector
+        _ q: Vector, _ k: Vector, _ v: Vector, heads: Int, means: Tensor, logSums: Tensor, to y: Vector
     ) {
-        checkCounts([q, k, state.logSums], in: "StepProgram.appendWeightedMeans")
+        let (s, largest, total) = (vector(means), vector(logSums), vector(.ones([logSums.count])))
+        checkCounts([q, k, largest], in: "StepProgram.appendWeightedMeans")
         checkCounts([v, y], in: "StepProgram.appendWeightedMeans")
         let (features, values) = (q.count / max(heads, 1), v.count / max(heads, 1))
         torchPrecondition(
-            features > 0 && features * heads == q.count && values * heads == v.count
-                && state.s.count == q.count * values, in: "StepProgram.appendWeightedMeans",
-            "expected \(heads) heads and a state to match, got \(q.count), \(v.count) and \(state.s.count) numbers")
+            (1...Self.largestHead).contains(features) && values <= Self.largestHead && features * heads == q.count
+                && values * heads == v.count && s.count == q.count * values, in: "StepProgram.appendWeightedMeans",
+            "expected heads of at most \(Self.largestHead) channels and means to match")
         ctorch_step_weighted_means(
-            program, Int64(heads), Int64(features), Int64(values), q.place, k.place, v.place, state.s.place,
-            state.logSums.place, y.place)
+            program, Int64(heads), Int64(features), Int64(values), q.place, k.place, v.place, s.place, largest.place,
+            total.place, y.place)
     }
 
     /// Features of each head, from x and its projection u (of a head, too).

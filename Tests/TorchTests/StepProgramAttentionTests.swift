@@ -352,8 +352,9 @@ import Torch
         let program = StepProgram()
         let (qs, ks) = (program.vector(count: heads * features), program.vector(count: heads * features))
         let (vs, y) = (program.vector(count: heads * values), program.vector(count: heads * values))
-        let begun = (program.vector(count: heads * features * values), program.vector(.full([heads * features], -1e30)))
-        program.appendWeightedMeans(qs, ks, vs, heads: heads, state: begun, to: y)
+        program.appendWeightedMeans(
+            qs, ks, vs, heads: heads, means: .zeros([heads, features, values]),
+            logSums: .full([heads, features], -1e30), to: y)
         try onEveryInstructionSet(program) { program, isa in
             for i in 0..<count {
                 for (vector, x) in zip([qs, ks, vs], [q, k, v]) { program.set(vector, to: x.selected(0, i)) }

@@ -91,10 +91,9 @@ void ctorch_step_adaptive_momentum(ctorch_step_program program, int64_t heads, i
                                    double epsilon, ctorch_slot q, ctorch_slot k, ctorch_slot v, ctorch_slot s, ctorch_slot p,
                                    ctorch_slot u, ctorch_slot z, ctorch_slot begun, ctorch_slot y);
 
-/// One token of features that weigh means of values, head by head: by features f, L_f = log(e^L_f + e^k_f) and
-/// s_f = e^(L_f before - L_f) s_f + e^(k_f - L_f) v; y = Σ_f softmax(q)_f s_f. s [heads, features, values] and L [heads, features]
-/// are slots with the state.
+/// One token of features that weigh means of values, head by head: y = Σ_f softmax(q)_f s_f with s_f = Σ e^k_f v / Σ e^k_f over all
+/// tokens. Slots with the state are s [heads, features, values], and Σ e^k_f as total · e^largest, [heads, features] each.
 void ctorch_step_weighted_means(ctorch_step_program program, int64_t heads, int64_t features, int64_t values, ctorch_slot q,
-                                ctorch_slot k, ctorch_slot v, ctorch_slot s, ctorch_slot log_sums, ctorch_slot y);
+                                ctorch_slot k, ctorch_slot v, ctorch_slot s, ctorch_slot largest, ctorch_slot total, ctorch_slot y);
 
 CTORCH_END

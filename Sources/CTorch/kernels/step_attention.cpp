@@ -111,10 +111,10 @@ extern "C" void ctorch_step_adaptive_momentum(ctorch_step_program program, int64
 }
 
 extern "C" void ctorch_step_weighted_means(ctorch_step_program program, int64_t heads, int64_t features, int64_t values,
-                                           ctorch_slot q, ctorch_slot k, ctorch_slot v, ctorch_slot s, ctorch_slot log_sums,
-                                           ctorch_slot y) {
+                                           ctorch_slot q, ctorch_slot k, ctorch_slot v, ctorch_slot s, ctorch_slot largest,
+                                           ctorch_slot total, ctorch_slot y) {
   StepOperation o{StepKind::weighted_means};
   o.rows = heads, o.columns = values, o.width = features;
-  o.x = q, o.k = k, o.v = v, o.s = s, o.z = log_sums, o.y = y;
+  o.x = q, o.k = k, o.v = v, o.s = s, o.z = largest, o.u = total, o.y = y;
   list_of(program).append(o);
 }

@@ -165,25 +165,33 @@ inline void step_pool(const StepOperation &o, float *memory, const StepCache *ca
   if (o.s >= 0) pool(cache.values.data(), memory + o.s);
 }
 
-/// By features f of one head: L' = log(e^L + e^k), means = e^(L - L') means + e^(k - L') v, y = Σ_f softmax(q)_f means_f.
+/// By features f of one head: Z e^m = Σ e^k with the largest k as m, the mean s = Σ e^k v / Z e^m, and y = Σ_f softmax(q)_f s_f.
 inline void step_weighted_means(const StepOperation &o, float *memory, int64_t head) {
-  const int64_t d = o.columns, features = o.width;
-  const float *q = memory + o.x + head * features, *k = memory + o.k + head * features, *v = memory + o.v + head * d;
-  float *log_sums = memory + o.z + head * features, *means = memory + o.s + head * features * d, *y = memory + o.y + head * d;
-  const float largest = *std::max_element(q, q + features);
+  const int64_t d = o.columns, features = o.width, from = head * features;
+  constexpr int64_t most = 1024;
+  alignas(64) float weights[most], kept[most], added[most], sums[most] = {};
+  const float *q = memory + o.x + from, *k = memory + o.k + from, *v = memory + o.v + head * d;
+  float *largest = memory + o.z + from, *totals = memory + o.u + from, *means = memory + o.s + from * d;
+  const float highest = *std::max_element(q, q + features);
   float norm = 0;
-  std::fill_n(y, d, 0.0f);
+  for (int64_t f = 0; f < features; f += width<float>) {
+    const int64_t n = std::min<int64_t>(width<float>, features - f);
+    const auto key = load_first<float>(k + f, n), before = load_first<float>(largest + f, n), next = larger<float>(before, key);
+    const auto past = load_first<float>(totals + f, n) * exponential(before - next), present = exponential(key - next);
+    store_first<float>(largest + f, next, n);
+    store_first<float>(totals + f, past + present, n);
+    store<float>(kept + f, past / (past + present));
+    store<float>(added + f, present / (past + present));
+    store<float>(weights + f, exponential(load_first<float>(q + f, n) - highest));
+  }
   for (int64_t f = 0; f < features; ++f) {
-    const float before = log_sums[f], most = std::max(before, k[f]), weight = std::exp(q[f] - largest);
-    log_sums[f] = most + std::log1p(std::exp(-std::abs(before - k[f])));
-    const float kept = std::exp(before - log_sums[f]), added = std::exp(k[f] - log_sums[f]);
-    norm += weight;
+    norm += weights[f];
     for (int64_t c = 0; c < d; c += width<float>) {
       const int64_t n = std::min<int64_t>(width<float>, d - c);
-      const auto mean = load_first<float>(means + f * d + c, n) * kept + load_first<float>(v + c, n) * added;
+      const auto mean = load_first<float>(means + f * d + c, n) * kept[f] + load_first<float>(v + c, n) * added[f];
       store_first<float>(means + f * d + c, mean, n);
-      store_first<float>(y + c, load_first<float>(y + c, n) + mean * weight, n);
+      store<float>(sums + c, load<float>(sums + c) + mean * weights[f]);
     }
   }
-  for (int64_t c = 0; c < d; ++c) y[c] /= norm;
+  for (int64_t c = 0; c < d; ++c) memory[o.y + head * d + c] = sums[c] / norm;
 }

@@ -122,17 +122,19 @@ void pool(const StepOperation &o, float *memory, const StepCache *caches, int64_
 
 void weighted_means(const StepOperation &o, float *memory, int64_t head) {
   const int64_t d = o.columns, from = head * o.width;
-  const float *q = memory + o.x + from, *v = memory + o.v + head * d, largest = *std::max_element(q, q + o.width);
+  const float *q = memory + o.x + from, *v = memory + o.v + head * d, highest = *std::max_element(q, q + o.width);
   float norm = 0, *y = memory + o.y + head * d;
   std::fill_n(y, d, 0.0f);
   for (int64_t f = 0; f < o.width; ++f) {
-    const float before = memory[o.z + from + f], k = memory[o.k + from + f], most = std::max(before, k);
-    const float log_sum = most + std::log(std::exp(before - most) + std::exp(k - most)), weight = std::exp(q[f] - largest);
-    memory[o.z + from + f] = log_sum;
+    float &largest = memory[o.z + from + f], &total = memory[o.u + from + f];
+    const float k = memory[o.k + from + f], before = largest, weight = std::exp(q[f] - highest);
+    largest = std::max(before, k);
+    const float past = total * std::exp(before - largest), present = std::exp(k - largest);
+    total = past + present;
     norm += weight;
     for (int64_t c = 0; c < d; ++c) {
       float &mean = memory[o.s + (from + f) * d + c];
-      mean = std::exp(before - log_sum) * mean + std::exp(k - log_sum) * v[c];
+      mean = (past * mean + present * v[c]) / total;
       y[c] += weight * mean;
     }
   }
