@@ -75,9 +75,8 @@ extension NormAttention: BareAttending {
 
 extension DiagAttention: BareAttending {
     package func attend(_ q: Tensor, _ k: Tensor, _ v: Tensor) -> Tensor {
-        let places = positions(from: [0], length: q.size(2), q.device).remainder(dividingBy: block)
-        let queries = position(q / Double(headDim).squareRoot(), at: places)
-        let found = attended(queries, position(k, at: places), v, nil)
+        let (queries, keys) = encoded(q, k, at: positions(from: [0], length: q.size(2), q.device))
+        let found = attended(queries, keys, v, nil)
         return activation == .relu ? normalized(found.mergedHeads()).splitHeads(heads) : found
     }
 

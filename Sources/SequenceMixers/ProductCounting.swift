@@ -52,9 +52,12 @@ package struct ProductSizes {
         return 1 + reached(before) + reached(after)
     }
 
+    /// φ(k)ᵀ v and φ(q) S
+    func state(features: Double) -> Double { 4 * tokens * Double(heads) * features * Double(headDim) }
+
     /// The products of the causal linear family, or of its bidirectional form.
     func linear(features: Double) -> Double {
-        let state = 4 * tokens * Double(heads) * features * Double(headDim)  // φ(k)ᵀ v, φ(q) S
+        let state = state(features: features)
         guard isCausal else { return state }
         let size = Double(min(length, Self.chunk))
         return state + tokens * Double(heads) * (size + 1) * (features + Double(headDim))
@@ -79,7 +82,14 @@ extension LinearOptions: ProductCounting {
 }
 
 extension MomentumOptions: ProductCounting {
-    package func products(_ sizes: ProductSizes) -> Double? { sizes.linear(features: Double(sizes.headDim)) }
+    package func products(_ sizes: ProductSizes) -> Double? {
+        let features = Double(sizes.headDim)
+        switch weights ?? (sizes.isCausal ? .heavyBall : .final) {
+        case .heavyBall: return sizes.linear(features: features) + sizes.state(features: features)  // S and P
+        case .final: return sizes.linear(features: features)
+        case .adaptive: return nil  // token by token: no products of matrices
+        }
+    }
 }
 
 extension TransNormerOptions: ProductCounting {

@@ -40,11 +40,15 @@ public final class DiagAttention: TransNormerAttention, StreamingMixer, Referenc
         return finished(attended(q, k, v, paddingMask), normalizing: activation == .relu, x.dtype)
     }
 
-    /// Positions count from the first token of the block.
     private func projected(_ x: Tensor, at positions: Tensor) -> (q: Tensor, k: Tensor, v: Tensor) {
-        let places = positions.remainder(dividingBy: block)
-        let q = position(split(query(x)) / Double(headDim).squareRoot(), at: places)
-        return (q, position(split(key(x)), at: places), split(value(x)))
+        let (q, k) = encoded(split(query(x)), split(key(x)), at: positions)
+        return (q, k, split(value(x)))
+    }
+
+    /// q scaled, q and k with their positions, which count from the first token of the block.
+    func encoded(_ q: Tensor, _ k: Tensor, at positions: Tensor) -> (q: Tensor, k: Tensor) {
+        let waves = position.waves(at: positions.remainder(dividingBy: block), q.dtype)
+        return (position(q / Double(headDim).squareRoot(), by: waves), position(k, by: waves))
     }
 
     /// q scaled, q and k with their positions.

@@ -17,7 +17,7 @@ public enum TransNormerPositionKind: String, NamedChoice {
     case absent = "none"
 }
 
-/// Encodes positions in x `[…, length, headDim]`. With an odd headDim the last channel is not turned.
+/// Encodes positions in x `[batch, heads, length, headDim]`. With an odd headDim the last channel is not turned.
 public final class TransNormerPosition: Module {
     public let kind: TransNormerPositionKind
     /// u `[headDim]`, of length 1: saved, not trained.
@@ -46,17 +46,30 @@ public final class TransNormerPosition: Module {
         super.init()
     }
 
-    /// - Parameter positions: broadcast to `[…, length]`.
+    /// x `[batch, heads, length, headDim]`, whose tokens stand at positions `[1 or batch, 1, length]`.
     public func callAsFunction(_ x: Tensor, at positions: Tensor) -> Tensor {
-        var y = x
-        if let u = reflection?.value.to(x.dtype) { y = y - matmul(y, u.unsqueezed(1)) * (u * 2) }
-        guard let theta = angles else { return y }
+        self(x, by: waves(at: positions, x.dtype))
+    }
+
+    /// The same after a feature map, by angles that several tensors share.
+    func callAsFunction(_ x: Tensor, by waves: Waves, map: ElementwiseMap = .none) -> Tensor {
+        guard let waves else { return map(x) }
+        return turned(
+            x, cosines: waves.cosines, sines: waves.sines, pairing: .interleaved, map: map, mirror: reflection?.value)
+    }
+
+    /// cos and sin of every pair's angle, `[1 or batch, length, pairs]`; nil where nothing depends on the position.
+    typealias Waves = (cosines: Tensor, sines: Tensor)?
+
+    /// - Parameter positions: `[1 or batch, 1, length]`
+    func waves(at positions: Tensor, _ dtype: DType) -> Waves {
+        guard kind != .absent else { return nil }
+        guard let theta = angles else {
+            let none = Tensor.zeros([1, positions.size(2), 0], dtype: dtype, device: positions.device)
+            return (none, none)
+        }
         // Far out, an angle of single precision would be no position.
-        let angles = positions.to(.float64).unsqueezed(-1) * theta.to(.float64)  // […, length, pairs]
-        let (cos, sin) = (angles.cos().to(y.dtype), angles.sin().to(y.dtype))
-        let paired = 2 * (headDim / 2)
-        let (a, b) = (y.sliced(-1, 0..<paired, step: 2), y.sliced(-1, 1..<paired, step: 2))
-        let turned = stack([a * cos - b * sin, b * cos + a * sin], dim: -1).flattened(-2, -1)
-        return paired == headDim ? turned : concatenate([turned, y.sliced(-1, paired..<headDim)], dim: -1)
+        let angles = positions.squeezed(1).to(.float64).unsqueezed(-1) * theta.to(.float64)
+        return (angles.cos().to(dtype), angles.sin().to(dtype))
     }
 }

@@ -62,13 +62,8 @@ public class TransNormerAttention: Module {
         return output((normalizing ? normalized(joined) : joined).to(dtype))
     }
 
-    /// t / (|t|/√d + ε). The largest entry is taken out first: t grows like the cube of the inputs, so that its squares
-    /// would leave the range of float32.
-    func normalized(_ t: Tensor) -> Tensor {
-        let scale = t.detached().abs().maximum(-1, keepDim: true).clamped(min: 1)
-        let small = t / scale
-        return small / (small.safeNorm(-1) / Double(output.inputs).squareRoot() + epsilon / scale)
-    }
+    /// t / (|t|/√d + ε)
+    func normalized(_ t: Tensor) -> Tensor { addedNorm(t, nil, .simple, weight: nil, epsilon: epsilon).normalized }
 
     /// The positions from `starts` on, one start for each sequence: `[batch, 1, length]`
     func positions(from starts: [Int], length: Int, _ device: Device) -> Tensor {
@@ -92,16 +87,6 @@ public enum TransNormerActivation: String, NamedChoice {
     case relu
     case silu
     case sigmoid
-
-    func callAsFunction(_ x: Tensor) -> Tensor {
-        switch self {
-        case .elu: x.elu()
-        case .onePlusElu: x.elu() + 1
-        case .relu: x.relu()
-        case .silu: x.silu()
-        case .sigmoid: x.sigmoid()
-        }
-    }
 
     var elementwise: ElementwiseMap {
         switch self {
@@ -153,7 +138,8 @@ public final class NormAttention: TransNormerAttention, StreamingMixer, Referenc
     /// f and positions of queries and keys, but for what the kernel does itself.
     func encoded(_ q: Tensor, _ k: Tensor, at positions: Tensor) -> (q: Tensor, k: Tensor) {
         if fusedMap != nil { return (q, k) }
-        return (position(activation(q), at: positions), position(activation(k), at: positions))
+        let (map, waves) = (activation.elementwise, position.waves(at: positions, q.dtype))
+        return (position(q, by: waves, map: map), position(k, by: waves, map: map))
     }
 
     /// Of queries and keys after f and with their positions; not yet normalized.
@@ -201,8 +187,9 @@ public final class NormAttention: TransNormerAttention, StreamingMixer, Referenc
         checkStreams("NormAttention.step")
         let places = positions(from: state.positions, length: 1, x.device)
         let row = x.unsqueezed(1)
-        let q = position(activation(split(query(row))), at: places)
-        let k = position(activation(split(key(row))), at: places)
+        let (map, waves) = (activation.elementwise, position.waves(at: places, state.products.dtype))
+        let q = position(split(query(row)), by: waves, map: map)
+        let k = position(split(key(row)), by: waves, map: map)
         let v = split(value(row))
         state.positions = state.positions.map { $0 + 1 }
         state.products += matmul(k.transposed(), v)

@@ -6,6 +6,8 @@ public enum NormKind: Int32, Sendable, CaseIterable {
     case layer
     /// √(mean of squares + ε)
     case rootMeanSquare
+    /// √(mean of squares) + ε; numbers whose squares would leave the range of their type are no matter.
+    case simple
 }
 
 /// h = x + added, and its norm over the last dimension times weight plus bias `[dim]`: both in one pass, as are their

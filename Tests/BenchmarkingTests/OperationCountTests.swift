@@ -39,6 +39,20 @@ import Torch
         }
     }
 
+    /// Momentum carries a second state along, where its weights do not depend on the end.
+    @Test func momentumHasTwoStates() throws {
+        func momentum(_ weights: MomentumWeights?, causal: Bool) throws -> Double? {
+            try Self.count(
+                .attention, "momentum", MomentumOptions(momentum: nil, stepSize: 0.5, weights: weights), causal: causal)
+        }
+        let state = Double(4 * 2 * 3 * 37 * 5 * 5)
+        let linear = try #require(try Self.count(.attention, "linear", causal: true))
+        #expect(try momentum(nil, causal: true) == linear + state)
+        #expect(try momentum(.final, causal: true) == linear)
+        #expect(try momentum(nil, causal: false) == state)
+        #expect(try momentum(.adaptive, causal: true) == nil)
+    }
+
     @Test func backwardCountsTwice() throws {
         let forward = try #require(try Self.count(.layer, "linear", causal: true))
         #expect(try Self.count(.layer, "linear", causal: true, .forwardBackward) == 3 * forward)

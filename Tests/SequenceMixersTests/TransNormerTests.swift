@@ -76,11 +76,12 @@ import TorchNN
             let position = TransNormerPosition(kind, headDim: headDim, using: generator)
             position.to(.float64)
             let (q, k) = (
-                Tensor.randomNormal([1, headDim], using: generator, dtype: .float64),
-                Tensor.randomNormal([1, headDim], using: generator, dtype: .float64)
+                Tensor.randomNormal([1, 1, 1, headDim], using: generator, dtype: .float64),
+                Tensor.randomNormal([1, 1, 1, headDim], using: generator, dtype: .float64)
             )
+            func place(_ i: Int) -> Tensor { Tensor([i], shape: [1, 1, 1]) }
             func product(_ i: Int, _ j: Int) -> Double {
-                (position(q, at: Tensor([i])) * position(k, at: Tensor([j]))).sum().item()
+                (position(q, at: place(i)) * position(k, at: place(j))).sum().item()
             }
             #expect((product(7, 3) - product(1004, 1000)).magnitude < 1e-9)
             #expect((product(5, 5) - (q * k).sum().item()).magnitude < 1e-5)

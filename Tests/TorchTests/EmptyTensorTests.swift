@@ -249,6 +249,20 @@ import Torch
 
     static let layers = [
         Kernel(
+            testDescription: "rotation", sizes: [.batch, .heads, .length, .values],
+            inputs: { s in
+                let angles = s.random(1, s[.length], s[.values] / 2)
+                return [s.random(rows + [.values]), angles.cos(), angles.sin()]
+            },
+            run: { s, t in
+                [
+                    turned(
+                        t[0], cosines: t[1], sines: t[2], pairing: .interleaved, map: .eluPlusOne,
+                        mirror: s.random([.values]))
+                ]
+            },
+            shapes: { s in [[s[.batch], s[.heads], s[.length], s[.values]]] }),
+        Kernel(
             testDescription: "projections", sizes: [.batch, .length, .features, .values],
             inputs: { s in
                 [s.random([.batch, .length, .features]), s.random([.values, .features]), s.random([.values])]

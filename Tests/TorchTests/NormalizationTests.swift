@@ -36,6 +36,8 @@ import Torch
                     layerNorm(t[0] + t[1], shape: [size.1], weight: t[2], bias: t[3], epsilon: 1e-5), 1e-11)
                 let rms = addedNorm(t[0], nil, .rootMeanSquare, weight: t[2], epsilon: 1e-6)
                 expectClose(rms.normalized, rmsNorm(t[0], shape: [size.1], weight: t[2], epsilon: 1e-6), 1e-11)
+                let simple = addedNorm(t[0], nil, .simple, weight: nil, epsilon: 0.1).normalized
+                expectClose(simple, t[0] / (t[0].square().mean(-1, keepDim: true).sqrt() + 0.1), 1e-11)
             }
         }
     }
@@ -61,6 +63,27 @@ import Torch
             }
         }
         #expect(second < 1e-5)
+    }
+
+    /// Numbers whose squares are infinite in float32, and none at all, with gradients that are numbers.
+    @Test func simpleNormTakesLargeNumbersAndZeros() throws {
+        for isa in KernelInstructions.available {
+            try KernelInstructions.with(isa) {
+                let x = Tensor.randomNormal([3, 37], using: RandomGenerator(seed: 2)) * 1e25
+                let leaf = x.requiringGrad()
+                let y = addedNorm(leaf, nil, .simple, weight: nil, epsilon: 1e-8).normalized
+                let wide = x.to(.float64)
+                expectClose(y.to(.float64), wide / wide.square().mean(-1, keepDim: true).sqrt(), 1e-6)
+                let slopes = gradients(of: [y.sliced(1, 0..<1)], weightedBy: [.ones([3, 1])], withRespectTo: [leaf])
+                #expect(slopes[0].map { ($0 - $0).abs().maximum().item() } == 0.0)
+
+                let zeros = Tensor.zeros([2, 37]).requiringGrad()
+                let none = addedNorm(zeros, nil, .simple, weight: nil, epsilon: 0.5).normalized
+                #expect(none.detached().abs().maximum().item() == 0)
+                let ofZeros = gradients(of: [none], weightedBy: [.ones([2, 37])], withRespectTo: [zeros])
+                expectClose(ofZeros[0] ?? .zeros([1]), .full([2, 37], 2), 1e-6)
+            }
+        }
     }
 
     @Test func threadsDoNotMatter() {

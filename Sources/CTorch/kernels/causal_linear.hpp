@@ -1,6 +1,7 @@
 // What the causal linear family's kernels work on; see causal_linear.cpp for the equations.
 #pragma once
 
+#include "feature_maps.hpp"
 #include "team.hpp"
 
 #include <cmath>
@@ -9,8 +10,6 @@
 namespace ctorch {
 
 /// Elementwise feature maps, applied while q and k are read.
-enum class FeatureMap { identity, elu_plus_one, relu, sigmoid, exponential, elu, silu };
-
 /// By what the sum over the keys is divided.
 enum class LinearNormalization { none, sum, root_mean_square };
 

@@ -1,6 +1,7 @@
 // Layer norm (Ba et al. 2016, arXiv 1607.06450) and root mean square norm (Zhang and Sennrich 2019, arXiv 1910.07467) over the
 // last dimension, after a residual connection if there is one:
 //   h = x + a,   y = (h - mean(h)) / √(variance(h) + ε) weight + bias   or   y = h / √(mean(h²) + ε) weight
+// or the simple one (Qin et al. 2022, arXiv 2210.10340), whose ε stands outside of the root,  y = h / (r + ε), r = √(mean(h²)).
 // h is given too, for the stream to go on with; its gradient is added to that of the norm in the same pass.
 #include "normalization.hpp"
 
@@ -24,9 +25,13 @@ template <typename T> void norm_forward(const NormWork<T> &work, int64_t task) {
       if (work.sum) work.sum[row * work.columns + n] = h[n];
       if (work.kind == NormKind::layer) mean += h[n] / static_cast<T>(work.columns);
     }
-    for (T value : h) variance += (value - mean) * (value - mean) / static_cast<T>(work.columns);
-    work.center[row] = mean;
-    work.scale[row] = 1 / std::sqrt(variance + work.epsilon);
+    const bool is_simple = work.kind == NormKind::simple;
+    T unit = 1;
+    for (T value : h) unit = is_simple ? std::max(unit, std::abs(value)) : T(1);
+    for (T value : h) variance += (value - mean) / unit * ((value - mean) / unit) / static_cast<T>(work.columns);
+    const T root = unit * std::sqrt(variance);
+    work.center[row] = is_simple ? (root > 0 ? (root + work.epsilon) / root : T(1)) : mean;
+    work.scale[row] = is_simple ? 1 / (root + work.epsilon) : 1 / std::sqrt(variance + work.epsilon);
     for (int64_t n = 0; n < work.columns; ++n)
       work.y[row * work.columns + n] =
           (h[n] - mean) * work.scale[row] * (work.weight ? work.weight[n] : T(1)) + (work.bias ? work.bias[n] : T(0));
@@ -37,15 +42,16 @@ template <typename T> void norm_forward(const NormWork<T> &work, int64_t task) {
 template <typename T> void norm_backward(const NormWork<T> &work, int64_t task) {
   const int64_t columns = work.columns;
   const T count = static_cast<T>(columns), centered = work.kind == NormKind::layer ? T(1) : T(0);
+  const bool is_simple = work.kind == NormKind::simple;
   if (work.parts) std::fill_n(work.parts + task * 2 * columns, 2 * columns, T(0));
   for (int64_t row = task * work.block; row < std::min(work.rows, (task + 1) * work.block); ++row) {
     const T *x = work.x + row * columns, *dy = work.dy + row * columns;
-    const T mean = work.center[row], scale = work.scale[row];
+    const T mean = is_simple ? T(0) : work.center[row], scale = work.scale[row], factor = is_simple ? work.center[row] : T(1);
     for (int64_t j = 0; j < columns; ++j) {
       T sum = work.dsum ? work.dsum[row * columns + j] : T(0);
       for (int64_t i = 0; i < columns; ++i) {
         const T slope = scale * ((i == j ? T(1) : T(0)) - centered / count) -
-                        scale * scale * scale * (x[i] - mean) * (x[j] - mean) / count;
+                        factor * scale * (scale * (x[i] - mean)) * (scale * (x[j] - mean)) / count;
         sum += dy[i] * (work.weight ? work.weight[i] : T(1)) * slope;
       }
       work.dx[row * columns + j] = sum;
@@ -100,6 +106,12 @@ Normalized normalize(NormKind kind, double epsilon, const Tensor &x, const Tenso
   return result;
 }
 
+/// r by LibTorch's operations, with a gradient of 0 where it is 0.
+Tensor simple_root(const Tensor &x) {
+  auto unit = x.detach().abs().amax(-1, true).clamp_min(1);
+  return at::linalg_vector_norm(x / unit, 2, -1, true) * unit / std::sqrt(static_cast<double>(x.size(-1)));
+}
+
 struct Norm : torch::autograd::Function<Norm> {
   /// Returns y, and after it the sum where something was added.
   static variable_list forward(AutogradContext *context, const Tensor &x, const OptionalTensor &added, const OptionalTensor &weight,
@@ -126,11 +138,16 @@ struct Norm : torch::autograd::Function<Norm> {
     const Tensor through = grads.size() > 1 ? grads[1] : Tensor();
     Tensor dx = through, dweight, dbias;
     if (grads[0].defined() && at::GradMode::is_enabled()) { // the gradients are differentiated in turn
+      const double epsilon = data["epsilon"].toDouble();
       auto mean = kind == NormKind::layer ? h.mean(-1, true) : at::zeros_like(h.narrow(-1, 0, 1));
-      auto scale = ((h - mean).square().mean(-1, true) + data["epsilon"].toDouble()).rsqrt();
+      auto root = kind == NormKind::simple ? simple_root(h) : Tensor();
+      auto scale = root.defined() ? (root + epsilon).reciprocal() : ((h - mean).square().mean(-1, true) + epsilon).rsqrt();
       auto normalized = (h - mean) * scale, g = weight.defined() ? grads[0] * weight : grads[0];
       auto shift = kind == NormKind::layer ? g.mean(-1, true) : at::zeros_like(mean);
-      dx = (g - shift - normalized * (g * normalized).mean(-1, true)) * scale;
+      auto share = (g * normalized).mean(-1, true);
+      // Where all is zero, so is what is multiplied.
+      if (root.defined()) share = share * (root + epsilon) / at::where(root == 0, at::ones_like(root), root);
+      dx = (g - shift - normalized * share) * scale;
       if (through.defined()) dx = dx + through;
       if (weight.defined()) dweight = (grads[0] * normalized).reshape({-1, h.size(-1)}).sum(0);
       if (has_bias) dbias = grads[0].reshape({-1, h.size(-1)}).sum(0);
@@ -162,6 +179,11 @@ struct Norm : torch::autograd::Function<Norm> {
 
 Tensor composed(NormKind kind, double epsilon, const Tensor &x, const Tensor &weight, const Tensor &bias) {
   auto shape = x.dim() ? x.sizes().slice(x.dim() - 1) : x.sizes();
+  if (kind == NormKind::simple) {
+    auto y = x.numel() ? x / (simple_root(x) + epsilon) : x.clone();
+    if (weight.defined()) y = y * weight;
+    return bias.defined() ? y + bias : y;
+  }
   return kind == NormKind::layer ? at::layer_norm(x, shape, weight, bias, epsilon) : at::rms_norm(x, shape, weight, epsilon);
 }
 

@@ -5,7 +5,7 @@
 
 namespace ctorch {
 
-enum class NormKind { layer, root_mean_square };
+enum class NormKind { layer, root_mean_square, simple };
 
 /// [rows, columns], contiguous; a task takes `block` rows.
 template <typename T> struct NormWork {
@@ -15,7 +15,7 @@ template <typename T> struct NormWork {
   const T *x, *added, *weight, *bias; // all but x may be null
   T *sum;                             // x + added, null without `added`
   T *y;
-  T *center, *scale;                  // [rows] the mean, and 1 / √(variance + ε)
+  T *center, *scale;                  // [rows] the mean, or of the simple norm (r + ε) / r; and what h is multiplied by
   const T *dy, *dsum;                 // backward; dsum may be null
   T *dx;
   T *parts;                           // [blocks, 2, columns]: each block's part of dweight and dbias, null if not wanted

@@ -7,24 +7,12 @@
 namespace ctorch::reference {
 namespace {
 
-float mapped(FeatureMap map, float x) {
-  switch (map) {
-  case FeatureMap::elu: return x > 0 ? x : std::expm1(x);
-  case FeatureMap::elu_plus_one: return x > 0 ? x + 1 : std::exp(x);
-  case FeatureMap::relu: return std::max(x, 0.0f);
-  case FeatureMap::sigmoid: return 1 / (1 + std::exp(-x));
-  case FeatureMap::silu: return x / (1 + std::exp(-x));
-  case FeatureMap::exponential: return std::exp(x);
-  default: return x;
-  }
-}
-
 /// y = φq s / norm of one head.
 void read_sums(const StepOperation &o, float *memory, int64_t head, float norm) {
   const float *q = memory + o.x + head * o.width, *s = memory + o.s + head * o.width * o.columns;
   for (int64_t m = 0; m < o.columns; ++m) {
     float y = 0;
-    for (int64_t f = 0; f < o.width; ++f) y += mapped(o.map, q[f]) * s[f * o.columns + m];
+    for (int64_t f = 0; f < o.width; ++f) y += feature(o.map, q[f]) * s[f * o.columns + m];
     memory[o.y + head * o.columns + m] = y / norm;
   }
 }
@@ -33,8 +21,8 @@ void causal_linear(const StepOperation &o, float *memory, int64_t head) {
   const int64_t d = o.columns, from = head * o.width;
   float norm = o.z < 0 ? 1 : o.epsilon;
   for (int64_t f = 0; f < o.width; ++f) {
-    const float phi_k = mapped(o.map, memory[o.k + from + f]);
-    if (o.z >= 0) norm += mapped(o.map, memory[o.x + from + f]) * (memory[o.z + from + f] += phi_k);
+    const float phi_k = feature(o.map, memory[o.k + from + f]);
+    if (o.z >= 0) norm += feature(o.map, memory[o.x + from + f]) * (memory[o.z + from + f] += phi_k);
     for (int64_t m = 0; m < d; ++m) {
       float update = phi_k * memory[o.v + head * d + m];
       if (o.p >= 0) {
@@ -52,8 +40,8 @@ void adaptive_momentum(const StepOperation &o, float *memory, int64_t head) {
   const int64_t d = o.columns, from = head * d;
   float norm = o.epsilon, change = 0, length = 0;
   for (int64_t f = 0; f < d; ++f) {
-    const float phi_k = mapped(o.map, memory[o.k + from + f]);
-    norm += mapped(o.map, memory[o.x + from + f]) * (memory[o.z + from + f] += phi_k);
+    const float phi_k = feature(o.map, memory[o.k + from + f]);
+    norm += feature(o.map, memory[o.x + from + f]) * (memory[o.z + from + f] += phi_k);
     for (int64_t m = 0; m < d; ++m) {
       const float now = phi_k * memory[o.v + from + m], p = memory[o.p + (from + f) * d + m];
       float &u = memory[o.u + (from + f) * d + m];

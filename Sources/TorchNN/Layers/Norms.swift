@@ -88,7 +88,12 @@ public final class SimpleRMSNorm: Module, Normalizing {
     /// x `[…, dim]` → the same shape. A vector of zeros stays so, and takes the gradient 1 / ε.
     public func callAsFunction(_ x: Tensor) -> Tensor {
         checkLastDimension(x, dim, in: "SimpleRMSNorm")
-        return x / (x.safeNorm(-1) / Double(dim).squareRoot() + epsilon)
+        return addedNorm(x, nil, .simple, weight: nil, epsilon: epsilon).normalized
+    }
+
+    public func added(_ x: Tensor, _ y: Tensor) -> (sum: Tensor, normalized: Tensor) {
+        checkLastDimension(x, dim, in: "SimpleRMSNorm")
+        return addedNorm(x, y, .simple, weight: nil, epsilon: epsilon)
     }
 }
 

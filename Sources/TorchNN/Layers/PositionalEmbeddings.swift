@@ -56,13 +56,7 @@ public final class SinusoidalPositionalEmbedding: Module {
 /// Turns pairs of channels by angles that grow with the position, so that the product of a query and a key depends on their
 /// distance (Su et al., RoFormer, 2021, arXiv 2104.09864, equation 34).
 public final class RotaryEmbedding: Module {
-    /// Which channels form the i-th pair.
-    public enum Pairing: String, Codable, Sendable {
-        /// i and i + headDim / 2, as GPT-NeoX and Llama's published weights in most libraries.
-        case halves
-        /// 2i and 2i + 1, as the paper.
-        case interleaved
-    }
+    public typealias Pairing = ChannelPairing
 
     public let headDim: Int
     public let pairing: Pairing
@@ -89,20 +83,11 @@ public final class RotaryEmbedding: Module {
         guard shape.count >= 2 else { return x }
         // Angles of half precision would be no positions.
         let dtype = x.dtype.size < DType.float32.size ? .float32 : x.dtype
-        let (cos, sin) = waves.at(length: shape[shape.count - 2], offset: offset, dtype: dtype, device: x.device)
-        return turned(x, cos, sin).to(x.dtype)
-    }
-
-    private func turned(_ x: Tensor, _ cos: Tensor, _ sin: Tensor) -> Tensor {
-        let half = headDim / 2
-        switch pairing {
-        case .halves:
-            let (a, b) = (x.sliced(-1, 0..<half), x.sliced(-1, half..<headDim))
-            return concatenate([a * cos - b * sin, b * cos + a * sin], dim: -1)
-        case .interleaved:
-            let (a, b) = (x.sliced(-1, 0..<headDim, step: 2), x.sliced(-1, 1..<headDim, step: 2))
-            return stack([a * cos - b * sin, b * cos + a * sin], dim: -1).flattened(-2, -1)
-        }
+        let length = shape[shape.count - 2]
+        let (cos, sin) = waves.at(length: length, offset: offset, dtype: dtype, device: x.device)
+        let heads = shape.count == 4 ? x : x.reshaped(1, shape.dropLast(2).reduce(1, *), length, headDim)
+        let y = turned(heads, cosines: cos.unsqueezed(0), sines: sin.unsqueezed(0), pairing: pairing)
+        return y.to(x.dtype).reshaped(to: shape)
     }
 }
 
