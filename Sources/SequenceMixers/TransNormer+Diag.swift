@@ -45,13 +45,15 @@ public final class DiagAttention: TransNormerAttention, StreamingMixer, Referenc
         return (q, k, split(value(x)))
     }
 
-    /// q scaled, q and k with their positions, which count from the first token of the block.
+    /// q and k with their positions, which count from the first token of the block.
     func encoded(_ q: Tensor, _ k: Tensor, at positions: Tensor) -> (q: Tensor, k: Tensor) {
         let waves = position.waves(at: positions.remainder(dividingBy: block), q.dtype)
-        return (position(q / Double(headDim).squareRoot(), by: waves), position(k, by: waves))
+        return (position(q, by: waves), position(k, by: waves))
     }
 
-    /// q scaled, q and k with their positions.
+    private var scale: Double { 1 / Double(headDim).squareRoot() }
+
+    /// Of q and k with their positions.
     func attended(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ paddingMask: Tensor?) -> Tensor {
         usesReference ? reference(q, k, v, paddingMask) : blockwise(q, k, v, paddingMask)
     }
@@ -60,7 +62,7 @@ public final class DiagAttention: TransNormerAttention, StreamingMixer, Referenc
     private func blockwise(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ paddingMask: Tensor?) -> Tensor {
         let length = q.size(2)
         if activation == .softmax && q.device == .cpu && !(dropout.isTraining && dropout.probability > 0) {
-            return intervalAttention(q, k, v, intervals: ownBlocks(length), keyMask: paddingMask, scale: 1)
+            return intervalAttention(q, k, v, intervals: ownBlocks(length), keyMask: paddingMask, scale: scale)
         }
         let size = max(1, min(block, length))
         let blocks = (length + size - 1) / size
@@ -68,7 +70,7 @@ public final class DiagAttention: TransNormerAttention, StreamingMixer, Referenc
         func cut(_ x: Tensor) -> Tensor {
             x.padded(2, after: missing).reshaped(x.size(0), x.size(1), blocks, size, -1)
         }
-        let scores = matmul(cut(q), cut(k).transposed())  // [batch, heads, blocks, size, size]
+        let scores = matmul(cut(q) * scale, cut(k).transposed())  // [batch, heads, blocks, size, size]
         var visible: Tensor?
         if isCausal { visible = Tensor.ones([size, size], dtype: .bool, device: q.device).lowerTriangle() }
         if paddingMask != nil || (missing > 0 && !isCausal) {
@@ -95,7 +97,7 @@ public final class DiagAttention: TransNormerAttention, StreamingMixer, Referenc
         var visible = blocks.unsqueezed(1) .== blocks.unsqueezed(0)
         if isCausal { visible = (visible .&& (places.unsqueezed(1) .>= places.unsqueezed(0))) }
         if let paddingMask { visible = (visible .&& paddingMask.unsqueezed(1).unsqueezed(1)) }
-        return matmul(dropout(weights(matmul(q, k.transposed()), visible)), v)
+        return matmul(dropout(weights(matmul(q * scale, k.transposed()), visible)), v)
     }
 
     /// A row that may look at nothing has weights of 0.
@@ -157,7 +159,7 @@ public final class DiagAttention: TransNormerAttention, StreamingMixer, Referenc
         state = DiagAttentionState(
             keys: select(slot, k, state.keys), values: select(slot, v, state.values),
             real: ((state.real .&& (slots .< filled)) .|| isOwn), filled: state.filled.map { ($0 + 1) % block })
-        let scores = matmul(q, state.keys.transposed())  // [batch, heads, 1, block]
+        let scores = matmul(q * scale, state.keys.transposed())  // [batch, heads, 1, block]
         let out = matmul(weights(scores, state.real.unsqueezed(1).unsqueezed(1)), state.values)
         return finished(out, normalizing: activation == .relu, x.dtype).squeezed(1)
     }
