@@ -148,10 +148,14 @@ public final class FeatureMap: Module {
         case .exponential: return x.exp()
         case .generalizedRelu: return projected(x, omega, standard: 1).u.relu()
         case .favor:
+            guard let omega else { return x }
+            let normalizer = 0.5 * log(Double(2 * omega.size(1)))
+            if !stabilizes && x.rank == 4 {
+                return positiveFeatures(x, directions: omega, temperature: temperature(x), offset: normalizer)
+            }
             let (scaled, u) = projected(x, omega)
-            let features = 2 * u.size(-1)
             let squares = scaled.square().sum(-1, keepDim: true)
-            var offset = squares * 0.5 + 0.5 * log(Double(features))
+            var offset = squares * 0.5 + normalizer
             if stabilizes { offset += maskedKeys(squares, paddingMask).maximum(-2, keepDim: true) }
             return concatenate([(u - offset).exp(), (-u - offset).exp()], dim: -1)
         case .rff: return fourier(x, omega)
@@ -159,6 +163,10 @@ public final class FeatureMap: Module {
             let waves = fourier(x, omega)
             return concatenate([waves, Tensor.full(like: waves.sliced(-1, 0..<1), smoothing)], dim: -1)
         }
+    }
+
+    private func temperature(_ x: Tensor, _ standard: Double? = nil) -> Double {
+        temperature ?? standard ?? 1 / Double(x.size(-1)).squareRoot()
     }
 
     private func fourier(_ x: Tensor, _ omega: Tensor?) -> Tensor {
@@ -169,7 +177,7 @@ public final class FeatureMap: Module {
     private func projected(_ x: Tensor, _ omega: Tensor?, standard: Double? = nil) -> (scaled: Tensor, u: Tensor) {
         guard let omega else { return (x, x) }
         let x = x.to(x.dtype.accumulator)  // exponents need their digits
-        let temperature = temperature ?? standard ?? 1 / Double(x.size(-1)).squareRoot()
+        let temperature = temperature(x, standard)
         let scaled = temperature == 1 ? x : x * temperature.squareRoot()
         return (scaled, matmul(scaled, omega.to(x.dtype)))
     }

@@ -249,6 +249,14 @@ import Torch
 
     static let layers = [
         Kernel(
+            testDescription: "random features", sizes: [.batch, .heads, .length, .features, .values],
+            refused: [.features],
+            inputs: { s in [s.random(rows + [.features])] },
+            run: { s, t in
+                [positiveFeatures(t[0], directions: s.random([.features, .values]), temperature: 0.5, offset: 0)]
+            },
+            shapes: { s in [[s[.batch], s[.heads], s[.length], 2 * s[.values]]] }),
+        Kernel(
             testDescription: "rotation", sizes: [.batch, .heads, .length, .values],
             inputs: { s in
                 let angles = s.random(1, s[.length], s[.values] / 2)

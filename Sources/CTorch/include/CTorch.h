@@ -15,6 +15,7 @@
 #include "ctorch_dense.h"
 #include "ctorch_gates.h"
 #include "ctorch_rotation.h"
+#include "ctorch_random_features.h"
 #include "ctorch_autograd.h"
 #include "ctorch_optimizer.h"
 #include "ctorch_allocator.h"
