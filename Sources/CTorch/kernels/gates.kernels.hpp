@@ -8,46 +8,41 @@ template <typename T, typename Body> INLINE void gate_vectors(int64_t count, int
   for (; i + width<T> <= end; i += width<T>) body(i, static_cast<int64_t>(width<T>));
   if (i < end) body(i, end - i);
 }
-template <typename T> INLINE Vector<T> gate_load(const T *p, int64_t n) { return n == width<T> ? load<T>(p) : load_first<T>(p, n); }
-template <typename T> INLINE void gate_store(T *p, Vector<T> v, int64_t n) {
-  if (n == width<T>) return store<T>(p, v);
-  store_first<T>(p, v, n);
-}
 
 template <typename T> void gated_product_block(const GatedProductWork<T> &work, int64_t task) {
   gate_vectors<T>(work.count, task, [&](int64_t i, int64_t n) {
     Vector<T> slope;
-    const auto open = nonlinear<false, T>(work.nonlinearity, gate_load<T>(work.gate + i, n), slope);
-    gate_store<T>(work.out + i, open * gate_load<T>(work.value + i, n), n);
+    const auto open = nonlinear<false, T>(work.nonlinearity, load_first<T>(work.gate + i, n), slope);
+    store_first<T>(work.out + i, open * load_first<T>(work.value + i, n), n);
   });
 }
 
 template <typename T> void gated_product_block_back(const GatedProductWork<T> &work, int64_t task) {
   gate_vectors<T>(work.count, task, [&](int64_t i, int64_t n) {
     Vector<T> slope;
-    const auto open = nonlinear<true, T>(work.nonlinearity, gate_load<T>(work.gate + i, n), slope);
-    const auto given = gate_load<T>(work.cotangent + i, n), value = gate_load<T>(work.value + i, n);
-    gate_store<T>(work.of_gate + i, given * value * slope, n);
-    gate_store<T>(work.of_value + i, given * open, n);
-    if (work.out) gate_store<T>(work.out + i, open * value, n);
+    const auto open = nonlinear<true, T>(work.nonlinearity, load_first<T>(work.gate + i, n), slope);
+    const auto given = load_first<T>(work.cotangent + i, n), value = load_first<T>(work.value + i, n);
+    store_first<T>(work.of_gate + i, given * value * slope, n);
+    store_first<T>(work.of_value + i, given * open, n);
+    if (work.out) store_first<T>(work.out + i, open * value, n);
   });
 }
 
 template <typename T> void gated_residual(const GatedResidualWork<T> &work, int64_t task) {
   gate_vectors<T>(work.count, task, [&](int64_t i, int64_t n) {
-    const auto x = gate_load<T>(work.x + i, n), sum = gate_load<T>(work.first + i, n) + gate_load<T>(work.second + i, n);
-    const auto open = logistic<T>(gate_load<T>(work.gate + i, n));
-    gate_store<T>(work.out + i, x + open * (sum * logistic<T>(sum) - x), n);
+    const auto x = load_first<T>(work.x + i, n), sum = load_first<T>(work.first + i, n) + load_first<T>(work.second + i, n);
+    const auto open = logistic<T>(load_first<T>(work.gate + i, n));
+    store_first<T>(work.out + i, x + open * (sum * logistic<T>(sum) - x), n);
   });
 }
 
 template <typename T> void gated_residual_back(const GatedResidualWork<T> &work, int64_t task) {
   gate_vectors<T>(work.count, task, [&](int64_t i, int64_t n) {
-    const auto x = gate_load<T>(work.x + i, n), sum = gate_load<T>(work.first + i, n) + gate_load<T>(work.second + i, n);
-    const auto open = logistic<T>(gate_load<T>(work.gate + i, n)), inner = logistic<T>(sum), silu = sum * inner;
-    const auto given = gate_load<T>(work.cotangent + i, n);
-    gate_store<T>(work.of_x + i, given * (T(1) - open), n);
-    gate_store<T>(work.of_gate + i, given * (silu - x) * open * (T(1) - open), n);
-    gate_store<T>(work.of_sum + i, given * open * (inner + silu * (T(1) - inner)), n);
+    const auto x = load_first<T>(work.x + i, n), sum = load_first<T>(work.first + i, n) + load_first<T>(work.second + i, n);
+    const auto open = logistic<T>(load_first<T>(work.gate + i, n)), inner = logistic<T>(sum), silu = sum * inner;
+    const auto given = load_first<T>(work.cotangent + i, n);
+    store_first<T>(work.of_x + i, given * (T(1) - open), n);
+    store_first<T>(work.of_gate + i, given * (silu - x) * open * (T(1) - open), n);
+    store_first<T>(work.of_sum + i, given * open * (inner + silu * (T(1) - inner)), n);
   });
 }

@@ -39,14 +39,6 @@ INLINE T *average_kept(const MovingAverageWork<T> &work, int64_t sequence, int64
   return work.states + index * work.padded_hidden() * width<T>;
 }
 
-template <typename T> INLINE Vector<T> load_lanes(const T *p, int64_t n) {
-  return n == width<T> ? load<T>(p) : load_first<T>(p, n);
-}
-template <typename T> INLINE void store_lanes(T *p, Vector<T> v, int64_t n) {
-  if (n == width<T>) return store<T>(p, v);
-  store_first<T>(p, v, n);
-}
-
 /// The raw parameters of one hidden dimension of the channels of a vector, which lie `hidden` apart.
 template <typename T> struct AverageRaw {
   Vector<T> alpha, delta, beta, eta;
@@ -108,7 +100,7 @@ void average_pack(const MovingAverageWork<T> &work, int64_t sequence, const Aver
     const int64_t token = work.token(tile.direction, tile.start + r);
     const T *row = work.x.head(sequence) + token * work.x.row + tile.first;
     for (int64_t v = 0; v < tile.vectors; ++v)
-      store<T>(to + tile.at(v, r), real && !real[token] ? Vector<T>{} : load_lanes<T>(row + v * width<T>, tile.lanes(work, v)));
+      store<T>(to + tile.at(v, r), real && !real[token] ? Vector<T>{} : load_first<T>(row + v * width<T>, tile.lanes(work, v)));
   }
 }
 
@@ -164,14 +156,14 @@ void average_write(const MovingAverageWork<T> &work, int64_t sequence, const Ave
     for (int64_t v = 0; v < tile.vectors; ++v) {
       const int64_t column = v * width<T>, lanes = tile.lanes(work, v);
       auto sum = load<T>(y + tile.at(v, r));
-      if (is_last && work.directions == 2) sum += load_lanes<T>(out + column, lanes);
+      if (is_last && work.directions == 2) sum += load_first<T>(out + column, lanes);
       if (is_last && work.parameters.omega) {
         const T *row = work.x.head(sequence) + token * work.x.row + tile.first;
-        sum += load_lanes<T>(work.parameters.omega + tile.first + column, lanes) * load_lanes<T>(row + column, lanes);
-        if (work.keep) store_lanes<T>(work.sums.head(sequence) + token * work.sums.row + tile.first + column, sum, lanes);
+        sum += load_first<T>(work.parameters.omega + tile.first + column, lanes) * load_first<T>(row + column, lanes);
+        if (work.keep) store_first<T>(work.sums.head(sequence) + token * work.sums.row + tile.first + column, sum, lanes);
         sum *= logistic<T>(sum);
       }
-      store_lanes<T>(out + column, sum, lanes);
+      store_first<T>(out + column, sum, lanes);
     }
   }
 }

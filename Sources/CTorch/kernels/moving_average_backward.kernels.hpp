@@ -13,9 +13,9 @@ void average_pack_cotangent(const MovingAverageWork<T> &work, int64_t sequence, 
     const T *sums = work.parameters.omega ? work.sums.head(sequence) + token * work.sums.row + tile.first : nullptr;
     for (int64_t v = 0; v < tile.vectors; ++v) {
       const int64_t column = v * width<T>, lanes = tile.lanes(work, v);
-      auto value = load_lanes<T>(given + column, lanes);
+      auto value = load_first<T>(given + column, lanes);
       if (sums) {
-        const auto sum = load_lanes<T>(sums + column, lanes), gate = logistic<T>(sum);
+        const auto sum = load_first<T>(sums + column, lanes), gate = logistic<T>(sum);
         value *= gate + sum * gate * (T(1) - gate);
       }
       store<T>(to + tile.at(v, r), value);
@@ -91,13 +91,13 @@ void average_write_gradient(const MovingAverageWork<T> &work, int64_t sequence, 
     for (int64_t v = 0; v < tile.vectors; ++v) {
       const int64_t column = v * width<T>, lanes = tile.lanes(work, v);
       auto sum = real && !real[token] ? Vector<T>{} : load<T>(dx + tile.at(v, r));
-      if (is_last && work.directions == 2) sum += load_lanes<T>(to + column, lanes);
+      if (is_last && work.directions == 2) sum += load_first<T>(to + column, lanes);
       if (is_last && work.parameters.omega) {
         const auto given = load<T>(g + tile.at(v, r));
-        sum += given * load_lanes<T>(work.parameters.omega + tile.first + column, lanes);
-        store<T>(to_omega + column, load<T>(to_omega + column) + given * load_lanes<T>(row + column, lanes));
+        sum += given * load_first<T>(work.parameters.omega + tile.first + column, lanes);
+        store<T>(to_omega + column, load<T>(to_omega + column) + given * load_first<T>(row + column, lanes));
       }
-      store_lanes<T>(to + column, sum, lanes);
+      store_first<T>(to + column, sum, lanes);
     }
   }
 }
@@ -157,7 +157,7 @@ template <typename T> void moving_average_backward(const MovingAverageWork<T> &w
   if (!work.parameters.omega) return;
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t column = (first_vector + v) * lanes;
-    store_lanes<T>(work.omega_partial + sequence * work.channels + column, load<T>(to_omega + v * lanes),
+    store_first<T>(work.omega_partial + sequence * work.channels + column, load<T>(to_omega + v * lanes),
                    std::min<int64_t>(lanes, work.channels - column));
   }
 }
@@ -193,6 +193,6 @@ template <typename T> void moving_average_gradients(const MovingAverageWork<T> &
   if (direction > 0 || !work.parameters.omega) return;
   Vector<T> sum{};
   for (int64_t sequence = 0; sequence < work.batch; ++sequence)
-    sum += load_lanes<T>(work.omega_partial + sequence * work.channels + first, lanes);
-  store_lanes<T>(work.gradients.omega + first, sum, lanes);
+    sum += load_first<T>(work.omega_partial + sequence * work.channels + first, lanes);
+  store_first<T>(work.gradients.omega + first, sum, lanes);
 }

@@ -1,10 +1,5 @@
 // Random features for one instruction set; see random_features.cpp for the equations.
 
-/// Calls body(place, numbers) for the vectors of some numbers, of which the last may be shorter.
-template <typename T, typename Body> INLINE void for_each_part(int64_t count, Body body) {
-  for (int64_t c = 0; c < count; c += width<T>) body(c, std::min<int64_t>(width<T>, count - c));
-}
-
 template <typename T> void positive_features(const PositiveFeaturesWork<T> &work, int64_t task) {
   const int64_t head = task / work.blocks(), first = task % work.blocks() * work.block;
   const int64_t count = std::min(work.block, work.length - first), columns = work.columns;

@@ -58,7 +58,8 @@ template <typename T> void rotation_backward(const RotationWork<T> &work, int64_
   const RotationTask<T> task(work, number);
   for (int64_t i = task.first; i < task.last; ++i) {
     const int64_t angles = task.angles + i * work.pairs;
-    if (work.of_cosines) std::fill_n(work.of_cosines + angles, work.pairs, T(0)), std::fill_n(work.of_sines + angles, work.pairs, T(0));
+    for (T *sums : {work.of_cosines, work.of_sines})
+      if (sums) std::fill_n(sums + angles, work.pairs, T(0));
     for (int64_t head = task.first_head; head < task.last_head; ++head) {
       const T *x = work.x.data ? work.x.head(head) + i * work.x.row : nullptr;
       const T *g = work.cotangent.head(head) + i * work.cotangent.row;

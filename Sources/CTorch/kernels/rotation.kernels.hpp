@@ -1,11 +1,6 @@
 // The rotation of pairs of channels for one instruction set; see rotation.cpp for the equations.
 #include "feature_maps.kernels.hpp"
 
-/// Calls body(place, numbers) for the vectors of some numbers, of which the last may be shorter.
-template <typename T, typename Body> INLINE void for_each_part(int64_t count, Body body) {
-  for (int64_t c = 0; c < count; c += width<T>) body(c, std::min<int64_t>(width<T>, count - c));
-}
-
 /// Every number in the place of its neighbour, 2 i and 2 i + 1.
 template <typename T, size_t... i> INLINE Vector<T> exchanged(Vector<T> v, std::index_sequence<i...>) {
   return __builtin_shufflevector(v, v, (i ^ 1)...);

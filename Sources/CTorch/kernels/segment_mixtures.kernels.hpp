@@ -1,13 +1,5 @@
 // Segment mixtures for one instruction set; see segment_mixtures.cpp for the equations and the names.
 
-template <typename T> INLINE Vector<T> load_up_to(const T *p, int64_t n) {
-  return n >= width<T> ? load<T>(p) : load_first<T>(p, n);
-}
-template <typename T> INLINE void store_up_to(T *p, Vector<T> x, int64_t n) {
-  if (n >= width<T>) return store<T>(p, x);
-  store_first<T>(p, x, n);
-}
-
 template <typename T> struct Moments {
   T mean, inverse_deviation;
 };

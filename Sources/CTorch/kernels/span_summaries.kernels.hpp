@@ -1,13 +1,5 @@
 // Span summaries for one instruction set; see span_summaries.cpp for the equations and the names.
 
-template <typename T> INLINE Vector<T> load_up_to(const T *p, int64_t n) {
-  return n >= width<T> ? load<T>(p) : load_first<T>(p, n);
-}
-template <typename T> INLINE void store_up_to(T *p, Vector<T> x, int64_t n) {
-  if (n >= width<T>) return store<T>(p, x);
-  store_first<T>(p, x, n);
-}
-
 /// x · y over rows of any length.
 template <typename T> INLINE T dot_of_rows(int64_t n, const T *x, const T *y) {
   Vector<T> sum{};

@@ -33,6 +33,20 @@ template <typename T> INLINE void store_first(T *p, Vector<T> v, int64_t n) {
   std::memcpy(p, lanes, sizeof(T) * static_cast<size_t>(n));
 }
 
+/// The first n lanes, or all if n is larger than that.
+template <typename T> INLINE Vector<T> load_up_to(const T *p, int64_t n) {
+  return n >= width<T> ? load<T>(p) : load_first<T>(p, n);
+}
+template <typename T> INLINE void store_up_to(T *p, Vector<T> x, int64_t n) {
+  if (n >= width<T>) return store<T>(p, x);
+  store_first<T>(p, x, n);
+}
+
+/// Calls body(place, numbers) for the vectors of some numbers, of which the last may be shorter.
+template <typename T, typename Body> INLINE void for_each_part(int64_t count, Body body) {
+  for (int64_t c = 0; c < count; c += width<T>) body(c, std::min<int64_t>(width<T>, count - c));
+}
+
 /// x where the comparison `mask` (all bits of a lane) holds, otherwise y.
 template <typename V, typename M> INLINE V select(M mask, V x, V y) { return mask ? x : y; }
 template <typename T> INLINE Vector<T> larger(Vector<T> x, Vector<T> y) { return x > y ? x : y; }
