@@ -9,7 +9,6 @@
 
 namespace ctorch {
 
-/// Elementwise feature maps, applied while q and k are read.
 /// By what the sum over the keys is divided.
 enum class LinearNormalization { none, sum, root_mean_square };
 

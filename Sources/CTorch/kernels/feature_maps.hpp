@@ -5,6 +5,7 @@
 
 namespace ctorch {
 
+/// Elementwise, applied while queries and keys are read.
 enum class FeatureMap { identity, elu_plus_one, relu, sigmoid, exponential, elu, silu };
 
 namespace reference {
