@@ -150,7 +150,7 @@ public final class FeatureMap: Module {
         case .favor:
             guard let omega else { return x }
             let normalizer = 0.5 * log(Double(2 * omega.size(1)))
-            if !stabilizes && x.rank == 4 {
+            if !stabilizes && x.rank == 4 && x.device == .cpu {
                 return positiveFeatures(x, directions: omega, temperature: temperature(x), offset: normalizer)
             }
             let (scaled, u) = projected(x, omega)

@@ -41,7 +41,7 @@ template <typename T> void positive_features_back(const PositiveFeaturesWork<T> 
       T dx = 0;
       for (int64_t f = 0; f < work.columns; ++f) {
         const T up = phi[f] * g[f], down = phi[work.columns + f] * g[work.columns + f];
-        dx += (up - down) * work.directions[c * work.wide_columns + f];
+        dx += (up - down) * work.turned[f * work.wide_dim + c];
         dx -= work.temperature * (up + down) * work.x.head(head)[i * work.x.row + c];
       }
       work.out.head(head)[i * work.out.row + c] = dx;
@@ -91,11 +91,10 @@ struct PositiveFeatures : torch::autograd::Function<PositiveFeatures> {
     const double temperature = context->saved_data["temperature"].toDouble();
     const auto cotangent = with_rows(grads[0]);
     auto dx = heads_side_by_side(x);
-    const auto padded = padded_directions(directions, temperature, x.scalar_type(), false);
     const auto turned = padded_directions(directions, temperature, x.scalar_type(), true);
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "positive features", [&] {
       auto work = work_of<scalar_t>(x, directions, temperature, 0);
-      work.directions = padded.const_data_ptr<scalar_t>(), work.turned = turned.const_data_ptr<scalar_t>();
+      work.turned = turned.const_data_ptr<scalar_t>();
       work.cotangent = rows<scalar_t>(cotangent), work.features = rows<scalar_t>(saved[2]);
       work.out = mutable_rows<scalar_t>(dx);
       for_each_task(work.tasks(), [&](int64_t task) { DISPATCH(positive_features_back<scalar_t>, work, task); });

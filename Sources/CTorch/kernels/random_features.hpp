@@ -15,7 +15,7 @@ template <typename T> struct PositiveFeaturesWork {
   int64_t heads, length, dim, columns; // heads of all sequences
   int64_t wide_dim, wide_columns;      // rounded up to what the widest vectors hold
   T temperature, offset;
-  const T *directions; // √temperature Ω, [dim, wide_columns]
+  const T *directions; // √temperature Ω, [dim, wide_columns], in the forward pass
   const T *turned;     // the same transposed, [columns, wide_dim], in the backward pass
   Rows<const T> x, cotangent, features;
   Rows<T> out; // the features, or dx
