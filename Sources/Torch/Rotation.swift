@@ -36,8 +36,9 @@ func composedTurn(
 ) -> Tensor {
     var y = map(x)
     if let mirror { y = y - matmul(y, mirror.unsqueezed(1)) * (mirror * 2) }
-    let (cos, sin) = (cosines.unsqueezed(1), sines.unsqueezed(1))
     let (pairs, count) = (cosines.size(-1), 2 * cosines.size(-1))
+    guard pairs > 0 else { return y }
+    let (cos, sin) = (cosines.unsqueezed(1), sines.unsqueezed(1))
     let turned: Tensor
     switch pairing {
     case .halves:

@@ -1,5 +1,6 @@
 import Testing
-import Torch
+
+@testable import Torch
 
 @Suite struct RotationTests {
     struct Case: Sendable, CustomTestStringConvertible {
@@ -78,6 +79,10 @@ import Torch
         for isa in KernelInstructions.available {
             try KernelInstructions.with(isa) { expectClose(each.turn(inputs), each.expected(inputs), 1e-12) }
         }
+        let composed = composedTurn(
+            inputs[0], cosines: inputs[1], sines: inputs[2], pairing: each.pairing, map: each.map,
+            mirror: each.isReflected ? inputs[3] : nil)
+        expectClose(composed, each.expected(inputs), 1e-12)
         // Whatever lies how in memory.
         let sideways = inputs[0].transposed(1, 2).contiguous().transposed(1, 2)
         expectClose(each.turn([sideways] + inputs.dropFirst()), each.expected(inputs), 1e-12)
