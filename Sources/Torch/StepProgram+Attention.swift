@@ -112,6 +112,8 @@ extension StepProgram {
     public struct Cache: Sendable {
         fileprivate let index: ctorch_step_cache
         public let width: Int
+        fileprivate let hasValues: Bool
+        fileprivate let takesTokens: Bool
     }
 
     /// A cache with a row for every token, of which attention appends the present one's: all of them, or the `first` ones and
@@ -143,7 +145,7 @@ extension StepProgram {
                 keys.handle.pointer, values?.handle.pointer, &error)
         }
         if error.message != nil { fail(error.taken(in: "step cache", [keys] + (values.map { [$0] } ?? []))) }
-        return Cache(index: index, width: keys.size(1))
+        return Cache(index: index, width: keys.size(1), hasValues: values != nil, takesTokens: takesTokens)
     }
 
     /// Earlier positions j that a query at i sees.
@@ -214,7 +216,9 @@ extension StepProgram {
 
     /// The same, with a list of choices.
     public func look(at choices: [[Sight]], in cache: Cache) -> Look {
-        torchPrecondition(!choices.isEmpty, in: "StepProgram.look", "expected something to look at")
+        torchPrecondition(
+            cache.takesTokens && !choices.isEmpty && choices.allSatisfy { !$0.isEmpty }, in: "StepProgram.look",
+            "expected positions to look at, in a cache that takes tokens, got \(choices)")
         let look = ctorch_step_new_look(program, cache.index)
         for (choice, sights) in choices.enumerated() {
             for sight in sights {
@@ -276,8 +280,10 @@ extension StepProgram {
         if let own { checkCounts([own.k, own.v, y], in: "StepProgram.appendAttention") }
         torchPrecondition(
             heads > 0 && y.count.isMultiple(of: heads) && (1...Int(CTORCH_STEP_MOST_VIEWS)).contains(views.count)
-                && views.allSatisfy { $0.look.cache.width == y.count }, in: "StepProgram.appendAttention",
-            "expected heads that divide \(y.count) channels, and caches of that width, got \(heads)")
+                && views.allSatisfy { $0.look.cache.width == y.count && $0.look.cache.hasValues },
+            in: "StepProgram.appendAttention",
+            "expected heads that divide \(y.count) channels, and up to \(CTORCH_STEP_MOST_VIEWS) caches of that width with "
+                + "values, got \(heads) heads and \(views.count) caches")
         ctorch_step_attend(
             program, Int64(heads), Int64(y.count / heads), scale, weights.rawValue, views.map(\.parts),
             Int64(views.count), own?.k.place ?? -1, own?.v.place ?? -1, y.place)
@@ -295,13 +301,15 @@ extension StepProgram {
     /// Puts k and v, or k alone, into the present token's row of a cache.
     public func appendReplacement(of k: Vector, _ v: Vector?, in cache: Cache) {
         checkRow(k, v, of: cache, in: "StepProgram.appendReplacement")
+        torchPrecondition(
+            cache.takesTokens, in: "StepProgram.appendReplacement", "expected a cache that takes tokens")
         ctorch_step_replace(program, cache.index, k.place, v?.place ?? -1)
     }
 
     private func checkRow(_ k: Vector, _ v: Vector?, of cache: Cache, in operation: String) {
         torchPrecondition(
-            k.count == cache.width && (v?.count ?? k.count) == k.count, in: operation,
-            "expected rows of \(cache.width) numbers, got \(k.count)")
+            k.count == cache.width && (v?.count ?? k.count) == k.count && (v != nil) == cache.hasValues, in: operation,
+            "expected rows of \(cache.width) numbers with\(cache.hasValues ? "" : "out") values, got \(k.count)")
     }
 
     /// How vectors of several tokens become one.
@@ -312,7 +320,10 @@ extension StepProgram {
     /// The pools of the keys and of the values in the rows that a look sees, by its first choice for all channels; 0 where it
     /// sees nothing.
     public func appendPool(_ pool: Pool, of look: Look, to pooled: (keys: Vector, values: Vector?)) {
-        checkRow(pooled.keys, pooled.values, of: look.cache, in: "StepProgram.appendPool")
+        torchPrecondition(
+            pooled.keys.count == look.cache.width
+                && pooled.values.map { $0.count == look.cache.width && look.cache.hasValues } ?? true,
+            in: "StepProgram.appendPool", "expected \(look.cache.width) numbers, of keys or of what the cache has")
         ctorch_step_pool(
             program, pool.rawValue, look.cache.index, look.index, pooled.keys.place, pooled.values?.place ?? -1)
     }

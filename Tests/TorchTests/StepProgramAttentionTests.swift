@@ -183,6 +183,30 @@ import Torch
         }
     }
 
+    /// What would read or write beside a cache is refused where it is written down.
+    @Test func cachesAreUsedAsWhatTheyAre() {
+        let program = StepProgram()
+        let (x, y) = (program.vector(count: 4), program.vector(count: 4))
+        let none = Tensor.zeros([0, 4])
+        let keysOnly = program.cache(keys: none, values: nil, count: 0)
+        let tokens = program.cache(keys: none, values: none, count: 0)
+        let rows = program.cache(rows: none, values: none)
+        func message(_ body: () -> Void) -> String { torchError(body).message }
+        func attend(_ views: [StepProgram.View]) {
+            program.appendAttention(views, adding: nil, heads: 1, scale: 1, to: y)
+        }
+        #expect(message { attend([StepProgram.View(x, keysOnly)]) }.contains("with values"))
+        #expect(message { attend(Array(repeating: StepProgram.View(x, tokens), count: 5)) }.contains("5 caches"))
+        #expect(message { program.appendReplacement(of: x, y, in: keysOnly) }.contains("without values"))
+        #expect(message { program.appendReplacement(of: x, nil, in: tokens) }.contains("with values"))
+        #expect(message { program.appendReplacement(of: x, y, in: rows) }.contains("takes tokens"))
+        #expect(message { program.appendMemory(of: x, nil, to: rows) }.contains("with values"))
+        #expect(message { _ = program.look(at: [.block(2)], in: rows) }.contains("takes tokens"))
+        #expect(message { _ = program.look(at: [[.block(2)], []], in: tokens) }.contains("positions to look at"))
+        let look = program.look(at: [.block(2)], in: keysOnly)
+        #expect(message { program.appendPool(.sum, of: look, to: (x, y)) }.contains("expected 4 numbers"))
+    }
+
     // MARK: Sums
 
     @Test func causalLinearHasFeaturesOfAnyWidth() throws {

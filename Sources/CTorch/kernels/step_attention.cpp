@@ -42,7 +42,7 @@ extern "C" void ctorch_step_attend(ctorch_step_program program, int64_t heads, i
                                    ctorch_slot y) {
   StepOperation o{StepKind::attend};
   o.rows = heads, o.columns = head_dim, o.a = static_cast<float>(scale), o.choice = weights, o.k = k, o.v = v, o.y = y;
-  for (int64_t i = 0; i < view_count; ++i)
+  for (int64_t i = 0; i < std::min<int64_t>(view_count, CTORCH_STEP_MOST_VIEWS); ++i)
     o.views[static_cast<size_t>(i)] = {views[i].cache, views[i].look, views[i].distances, views[i].q, views[i].distance_q};
   list_of(program).append(o);
 }
